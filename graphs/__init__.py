@@ -1,0 +1,1 @@
+"""Graphs of the examples: one file a graph, wiring only."""

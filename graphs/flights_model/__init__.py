@@ -1,0 +1,1 @@
+"""The flight-delay example: data, point-in-time features, nodes and training."""

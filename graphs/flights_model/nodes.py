@@ -1,0 +1,136 @@
+"""The model's nodes: history features, the delay model, and a second opinion on close calls."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+
+from graphs.flights_model.features import LOOKED_UP, VIEWS
+from graphs.flights_model.preprocess import STATIC
+from graphs.flights_model.schema import flights_dir
+from graphs.flights_model.timeline import Timeline
+from twinpath import Node
+from twinpath.errors import ConfigError
+from twinpath.graph.columns import Columns
+
+#: The columns of the models' input matrix, in order.
+FEATURES = (*STATIC, *LOOKED_UP)
+
+_AS_FLOATS = dict.fromkeys(FEATURES, "float32")
+
+
+class FlightFeatures(Node):
+    """Looks up what was known of airport, airline, route and aircraft as of a moment.
+
+    Takes key columns and `as_of`, gives named float32 columns, NaN where nothing was known: a
+    look-up in a feature store can take its place.
+    """
+
+    inputs = {**{view.key: "str" for view in VIEWS}, "as_of": "int64"}
+    outputs = dict.fromkeys(LOOKED_UP, "float32")
+
+    def __init__(self, data_dir: str | None = None) -> None:
+        """Take the example's directory; `flights_dir` names the default."""
+        self.data_dir = data_dir
+
+    def setup(self) -> None:
+        """Load the feature views.
+
+        Raises:
+            ConfigError: they were not built.
+        """
+        directory = flights_dir(self.data_dir)
+        if not (directory / "features").is_dir():
+            raise ConfigError(
+                f"no features in {directory}: run python -m graphs.flights_model.train"
+            )
+        self._timelines = [(view, Timeline.read(directory, view)) for view in VIEWS]
+
+    def predict(self, columns: Columns) -> Columns:
+        """Return `outputs`."""
+        as_of = columns["as_of"]
+        found: Columns = {}
+        for view, timeline in self._timelines:
+            found.update(zip(view.values, timeline.as_of(columns[view.key], as_of), strict=True))
+        return found
+
+
+class DelayModel(Node):
+    """Probability of an arrival over 15 minutes late, by gradient-boosted trees.
+
+    Each replica predicts on as many OpenMP threads as OMP_NUM_THREADS allows; Ray sets that to
+    the replica's CPUs. More threads than CPUs make it much slower.
+    """
+
+    inputs = _AS_FLOATS
+    outputs = {"p_delay": "float64"}
+
+    def __init__(self, data_dir: str | None = None) -> None:
+        """Take the example's directory; `flights_dir` names the default."""
+        self.data_dir = data_dir
+
+    def setup(self) -> None:
+        """Load the trained model. Raises ConfigError where there is none that fits."""
+        self._model = load_model(flights_dir(self.data_dir) / "model" / "delay.joblib")
+
+    def predict(self, columns: Columns) -> Columns:
+        """Return `p_delay`."""
+        return {"p_delay": self._model.predict_proba(matrix(columns))[:, 1]}
+
+
+class SecondOpinion(Node):
+    """Asks a model of another kind, a small neural net; meant for close calls only.
+
+    Its probability is averaged with the first model's.
+    """
+
+    inputs = {**_AS_FLOATS, "p_delay": "float64"}
+    outputs = {"p_delay": "float64", "reviewed": "bool"}
+
+    def __init__(self, data_dir: str | None = None) -> None:
+        """Take the example's directory; `flights_dir` names the default."""
+        self.data_dir = data_dir
+
+    def setup(self) -> None:
+        """Load the trained model. Raises ConfigError where there is none that fits."""
+        self._model = load_model(flights_dir(self.data_dir) / "model" / "second.joblib")
+
+    def predict(self, columns: Columns) -> Columns:
+        """Return the mean of both opinions as `p_delay`, and `reviewed` true."""
+        second = self._model.predict_proba(matrix(columns))[:, 1]
+        return {
+            "p_delay": (columns["p_delay"] + second) / 2,
+            "reviewed": np.ones(len(second), dtype=bool),
+        }
+
+
+def matrix(columns: Columns, features: Sequence[str] = FEATURES) -> np.ndarray:
+    """Return the columns named by `features` side by side, as (n, len(features)) float64."""
+    x = np.empty((len(columns[features[0]]), len(features)))
+    for i, feature in enumerate(features):
+        x[:, i] = columns[feature]
+    return x
+
+
+def save_model(path: Path, model: Any) -> None:
+    """Write a fitted classifier with the names of the features that it was fitted on."""
+    joblib.dump({"features": FEATURES, "model": model}, path)
+
+
+def load_model(path: Path) -> Any:
+    """Read what `save_model` wrote.
+
+    Raises:
+        ConfigError: there is no model, or it was fitted on other features.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no model at {path}: run python -m graphs.flights_model.train")
+    saved = joblib.load(path)
+    if saved["features"] != FEATURES:
+        raise ConfigError(
+            f"the model at {path} was fitted on other features: "
+            "run python -m graphs.flights_model.train --again"
+        )
+    return saved["model"]

@@ -1,0 +1,170 @@
+"""One exception tree; each class carries a stable code and the HTTP status it maps to.
+
+TwinpathError
+├── GraphError                 invalid_graph       500  the wiring is wrong; raised while authoring
+│   ├── CycleError             graph_cycle         500
+│   ├── UnknownColumnError     unknown_column      500
+│   ├── UnknownNodeError       unknown_node        500
+│   └── DuplicateNameError     duplicate_name      500
+├── ConfigError                invalid_config      500  a config value or key is wrong
+├── MissingExtraError          missing_extra       500  an optional dependency is not installed
+├── InputError                 invalid_input       422  a row does not fit the input model
+│   ├── EmptyBodyError         empty_body          400
+│   ├── MalformedBodyError     malformed_body      400
+│   └── BodyTooLargeError      body_too_large      413
+├── RowFailedError             row_failed          422  a node could not compute that row
+├── NodeContractError          node_contract       500  a node broke its contract
+├── OverloadedError            overloaded          503  a queue is full; carries ``retry_after_s``
+├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
+└── BatchJobError              batch_job           500  a batch job could not run or finish
+"""
+
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import ClassVar
+
+
+class TwinpathError(Exception):
+    """Base of every error that Twinpath raises on purpose."""
+
+    code: ClassVar[str] = "internal"
+    http_status: ClassVar[int] = 500
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class GraphError(TwinpathError):
+    """The wiring of a graph is wrong."""
+
+    code = "invalid_graph"
+
+
+class CycleError(GraphError):
+    """Nodes wait for each other."""
+
+    code = "graph_cycle"
+
+
+class UnknownColumnError(GraphError):
+    """A node or condition names a column that nothing upstream produces."""
+
+    code = "unknown_column"
+
+
+class UnknownNodeError(GraphError):
+    """A name refers to no node of the graph."""
+
+    code = "unknown_node"
+
+
+class DuplicateNameError(GraphError):
+    """Two nodes of a graph, or two branches' columns, have the same name."""
+
+    code = "duplicate_name"
+
+
+class ConfigError(TwinpathError):
+    """A configuration key or value is wrong."""
+
+    code = "invalid_config"
+
+
+class MissingExtraError(TwinpathError):
+    """An optional dependency is not installed."""
+
+    code = "missing_extra"
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package!r} is not installed, and this needs it: pip install 'twinpath[{extra}]'"
+        )
+
+
+class InputError(TwinpathError):
+    """A row does not fit the graph's input model."""
+
+    code = "invalid_input"
+    http_status = 422
+
+
+class EmptyBodyError(InputError):
+    """The request has no body, or no rows."""
+
+    code = "empty_body"
+    http_status = 400
+
+
+class MalformedBodyError(InputError):
+    """The request's body is not what the endpoint reads."""
+
+    code = "malformed_body"
+    http_status = 400
+
+
+class BodyTooLargeError(InputError):
+    """The request's body is over the limit."""
+
+    code = "body_too_large"
+    http_status = 413
+
+
+class RowFailedError(TwinpathError):
+    """A node could not compute one row."""
+
+    code = "row_failed"
+    http_status = 422
+
+
+class NodeContractError(TwinpathError):
+    """A node returned something that its contract does not allow."""
+
+    code = "node_contract"
+
+
+class OverloadedError(TwinpathError):
+    """A bounded queue is full."""
+
+    code = "overloaded"
+    http_status = 503
+
+    def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+    def __reduce__(self) -> tuple[type["OverloadedError"], tuple[str, float]]:
+        return type(self), (self.message, self.retry_after_s)
+
+
+class DeadlineError(TwinpathError):
+    """The deadline passed before the answer was there."""
+
+    code = "deadline_exceeded"
+    http_status = 504
+
+
+class BatchJobError(TwinpathError):
+    """A batch job could not run or finish."""
+
+    code = "batch_job"
+
+
+def _tree(root: type[TwinpathError]) -> Iterator[type[TwinpathError]]:
+    yield root
+    for child in root.__subclasses__():
+        yield from _tree(child)
+
+
+def http_status_of(code: str) -> int:
+    """The HTTP status for an error code of the tree above; 500 for a code it does not have."""
+    return next((cls.http_status for cls in _tree(TwinpathError) if cls.code == code), 500)
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``" Did you mean 'x'?"`` for the closest known name, else the list of what is known."""
+    names = sorted(known)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if close:
+        return f" Did you mean {close[0]!r}?"
+    return f" Known: {', '.join(map(repr, names)) or 'none'}."

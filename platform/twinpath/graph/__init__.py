@@ -1,0 +1,1 @@
+"""Authoring and compiling graphs. Knows neither Ray nor HTTP."""

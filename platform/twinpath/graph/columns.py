@@ -1,0 +1,94 @@
+"""Columns: the batch that every node, edge and runtime works on.
+
+A batch is ``dict[str, np.ndarray]`` in which every array has the same leading length n (rows).
+Numbers and booleans are plain numpy arrays, strings are object arrays, tensors have shape
+``(n, ...)``. It is Ray Data's own numpy batch format, so nothing is converted offline.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Columns = dict[str, NDArray[Any]]
+Rows = NDArray[np.int64]
+
+#: A node may return this column (object array of None or text) to fail single rows.
+ROW_ERROR = "__error__"
+
+
+def row_count(columns: Columns) -> int:
+    """Number of rows of a batch; 0 for a batch without columns."""
+    for values in columns.values():
+        return len(values)
+    return 0
+
+
+def take(columns: Columns, rows: Rows) -> Columns:
+    """The given row positions of every column, in that order."""
+    return {name: values[rows] for name, values in columns.items()}
+
+
+def concat(parts: Sequence[Columns]) -> Columns:
+    """Batches with the same columns, one after the other. A single part is returned as it is."""
+    if len(parts) == 1:
+        return parts[0]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why one row has no answer.
+
+    ``code`` is a code of :mod:`twinpath.errors`; ``node`` the node that failed, if one did;
+    ``field`` the input column that was refused, if one was.
+    """
+
+    code: str
+    message: str
+    node: str | None = None
+    field: str | None = None
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a run returned: the columns of the rows that succeeded, and the errors of the others.
+
+    #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
+    """
+
+    n: int
+    columns: Columns
+    rows: Rows
+    errors: dict[int, RowError]
+
+    @classmethod
+    def success(cls, columns: Columns, n: int) -> "Outcome":
+        """Every row succeeded."""
+        return cls(n, columns, np.arange(n), {})
+
+    @property
+    def ok(self) -> bool:
+        """Whether every row succeeded."""
+        return not self.errors
+
+    def split(self, sizes: Sequence[int]) -> list["Outcome"]:
+        """One outcome for each run of ``sizes[i]`` consecutive rows; the sizes add up to n."""
+        parts: list[Outcome] = []
+        start = 0
+        for size in sizes:
+            stop = start + size
+            if self.ok:
+                columns = {name: values[start:stop] for name, values in self.columns.items()}
+                parts.append(Outcome.success(columns, size))
+            else:
+                low, high = np.searchsorted(self.rows, (start, stop))
+                columns = {name: values[low:high] for name, values in self.columns.items()}
+                errors = {
+                    row - start: error for row, error in self.errors.items() if start <= row < stop
+                }
+                parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
+            start = stop
+        return parts
