@@ -16,6 +16,8 @@ export RAY_USAGE_STATS_ENABLED := 0
 export HF_HUB_OFFLINE := 1
 export FEAST_USAGE := False
 export DO_NOT_TRACK := 1
+# Each worker process would compile what it imports anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 # A recipe that hangs is ended: TERM first, so that it can stop what it started, then KILL.
 within = timeout --foreground --kill-after=30 $(1)

@@ -54,6 +54,12 @@ fi
 
 pip install -q --no-deps --no-build-isolation --no-compile -e .
 
+# On all cores, and after pip, which would do it on one. Tests and single model architectures
+# are left to their first import; templates that are no Python are passed over.
+say "compiling"
+"$venv/bin/python" -m compileall -qq -j 0 \
+    -x '/tests?/|/(transformers|vllm/model_executor)/models/' "$venv"/lib/python3.11/site-packages || true
+
 say "checking the installation"
 if ! "$venv/bin/python" -c 'import torch, transformers'; then
     cat >&2 <<TEXT

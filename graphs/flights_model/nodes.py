@@ -6,6 +6,8 @@ from typing import Any
 
 import joblib
 import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 from graphs.flights_model.features import LOOKED_UP, VIEWS
 from graphs.flights_model.preprocess import STATIC
@@ -17,6 +19,9 @@ from twinpath.graph.columns import Columns
 
 #: The columns of the models' input matrix, in order.
 FEATURES = (*STATIC, *LOOKED_UP)
+
+#: Between these a first opinion counts as a close call and gets a second one.
+CLOSE_CALL = (0.4, 0.6)
 
 _AS_FLOATS = dict.fromkeys(FEATURES, "float32")
 
@@ -60,8 +65,8 @@ class FlightFeatures(Node):
 class DelayModel(Node):
     """Probability of an arrival over 15 minutes late, by gradient-boosted trees.
 
-    Each replica predicts on as many OpenMP threads as OMP_NUM_THREADS allows; Ray sets that to
-    the replica's CPUs. More threads than CPUs make it much slower.
+    Predicts on one thread: replicas are what scales, and OpenMP threads that outnumber the free
+    CPUs made a single row ten times slower.
     """
 
     inputs = _AS_FLOATS
@@ -74,20 +79,19 @@ class DelayModel(Node):
     def setup(self) -> None:
         """Load the trained model. Raises ConfigError where there is none that fits."""
         self._model = load_model(flights_dir(self.data_dir) / "model" / "delay.joblib")
+        self._threads = ThreadpoolController()
 
     def predict(self, columns: Columns) -> Columns:
         """Return `p_delay`."""
-        return {"p_delay": self._model.predict_proba(matrix(columns))[:, 1]}
+        with self._threads.limit(limits=1, user_api="openmp"):
+            return {"p_delay": self._model.predict_proba(matrix(columns))[:, 1]}
 
 
 class SecondOpinion(Node):
-    """Asks a model of another kind, a small neural net; meant for close calls only.
+    """Asks a model of another kind, a small neural net; meant for close calls only."""
 
-    Its probability is averaged with the first model's.
-    """
-
-    inputs = {**_AS_FLOATS, "p_delay": "float64"}
-    outputs = {"p_delay": "float64", "reviewed": "bool"}
+    inputs = _AS_FLOATS
+    outputs = {"p_review": "float64", "reviewed": "bool"}
 
     def __init__(self, data_dir: str | None = None) -> None:
         """Take the example's directory; `flights_dir` names the default."""
@@ -98,15 +102,12 @@ class SecondOpinion(Node):
         self._model = load_model(flights_dir(self.data_dir) / "model" / "second.joblib")
 
     def predict(self, columns: Columns) -> Columns:
-        """Return the mean of both opinions as `p_delay`, and `reviewed` true."""
-        second = self._model.predict_proba(matrix(columns))[:, 1]
-        return {
-            "p_delay": (columns["p_delay"] + second) / 2,
-            "reviewed": np.ones(len(second), dtype=bool),
-        }
+        """Return its own probability as `p_review`, and `reviewed` true."""
+        p_review = self._model.predict_proba(matrix(columns))[:, 1]
+        return {"p_review": p_review, "reviewed": np.ones(len(p_review), dtype=bool)}
 
 
-def matrix(columns: Columns, features: Sequence[str] = FEATURES) -> np.ndarray:
+def matrix(columns: Columns, features: Sequence[str] = FEATURES) -> NDArray[np.float64]:
     """Return the columns named by `features` side by side, as (n, len(features)) float64."""
     x = np.empty((len(columns[features[0]]), len(features)))
     for i, feature in enumerate(features):

@@ -1,11 +1,18 @@
-"""Twinpath: write a model-serving graph once; run it in process, on Ray Serve and on Ray Data."""
+"""Twinpath: write a model-serving graph once; run it in process, on Ray Serve and on Ray Data.
 
-from twinpath.errors import TwinpathError
-from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError
-from twinpath.graph.expressions import col
-from twinpath.graph.graph import Graph, Handle
-from twinpath.graph.node import Node
-from twinpath.graph.placement import Batch, Placement, Replicas
+Names are loaded when they are first used: ``import twinpath`` itself costs almost nothing.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from twinpath.errors import TwinpathError
+    from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError
+    from twinpath.graph.expressions import col
+    from twinpath.graph.graph import Graph, Handle
+    from twinpath.graph.node import Node
+    from twinpath.graph.placement import Batch, Placement, Replicas
 
 __version__ = "0.1.0"
 
@@ -23,3 +30,30 @@ __all__ = [
     "TwinpathError",
     "col",
 ]
+
+_HOMES = {
+    "ROW_ERROR": "graph.columns",
+    "Batch": "graph.placement",
+    "Columns": "graph.columns",
+    "Graph": "graph.graph",
+    "Handle": "graph.graph",
+    "Node": "graph.node",
+    "Outcome": "graph.columns",
+    "Placement": "graph.placement",
+    "Replicas": "graph.placement",
+    "RowError": "graph.columns",
+    "TwinpathError": "errors",
+    "col": "graph.expressions",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'twinpath' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"twinpath.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -20,6 +20,7 @@ IMPORT_LIMIT_S = 0.150
 def run(code: str) -> str:
     """What `code` prints in a fresh interpreter that finds the library as a user's would."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "platform")}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # an installation has its bytecode
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,

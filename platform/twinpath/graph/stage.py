@@ -74,7 +74,7 @@ class NodeRunner:
     async def _isolate(self, columns: Columns, n: int, error: Exception) -> Outcome:
         """Halve a batch that raises until the offending rows stand alone."""
         if n <= 1:
-            _LOG.warning("node %s failed for a row: %r", self.step.name, error)
+            _LOG.info("node %s failed for a row: %r", self.step.name, error)
             text = f"node {self.step.name!r}: {type(error).__name__}: {error}"
             failed = dict.fromkeys(range(n), RowError(RowFailedError.code, text, self.step.name))
             return Outcome(n, {}, np.arange(0), failed)

@@ -1,0 +1,22 @@
+"""Will this flight arrive more than 15 minutes late? Prepare with graphs.flights_model.train."""
+
+from graphs.flights_model.decide import Decide
+from graphs.flights_model.nodes import CLOSE_CALL, DelayModel, FlightFeatures, SecondOpinion
+from graphs.flights_model.preprocess import Preprocess
+from graphs.flights_model.schema import DelayPrediction, FlightRequest, flights_dir
+from twinpath import Graph, col
+
+#: Absolute, so that every process of a cluster on this machine finds it, whatever it works in.
+data_dir = str(flights_dir())
+
+graph = Graph("flights", input=FlightRequest, output=DelayPrediction)
+with graph as flight:
+    clean = Preprocess(data_dir)(flight)
+    features = FlightFeatures(data_dir)(clean)
+    score = DelayModel(data_dir)(features)
+    review = SecondOpinion(data_dir)(
+        score, where=col("p_delay").between(*CLOSE_CALL), default={"reviewed": False}
+    )
+    graph.output(Decide(threshold=0.5, data_dir=data_dir)(score, review))
+
+app = graph.app

@@ -1,0 +1,186 @@
+"""A plan as a batch job on Ray Data: one ``map_batches`` per stage."""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from twinpath.errors import BatchJobError, MissingExtraError, did_you_mean
+from twinpath.graph.plan import Plan, Stage
+from twinpath.offline.stages import StageCall
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
+
+#: Share of a CPU that a fused actor asks for; the rest lets reads and writes be scheduled.
+FUSED_NUM_CPUS = 0.8
+WRITE_NUM_CPUS = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a job did. ``duration_s`` counts from start of execution to the last file written."""
+
+    rows: int
+    dead_letters: int
+    duration_s: float
+    sink: str
+    dead_letters_path: str
+
+    @property
+    def rows_per_s(self) -> float:
+        """Rows, answered or not, in a second."""
+        return (self.rows + self.dead_letters) / self.duration_s if self.duration_s else 0.0
+
+
+class Job:
+    """``Job(plan, source, sink).run()``: score a source through the graph into Parquet.
+
+    ``source`` is a Parquet or CSV path, a pandas DataFrame, an Arrow table or a Ray Dataset; it
+    has the columns of the graph's input, and may have others. ``keep`` names source columns to
+    copy to the output. Rows that fail go to ``dead_letters`` (default: ``<sink>.dead_letters``).
+    ``batch_size`` is in rows; ``workers`` is the number of actors of each fused stage (default:
+    the cluster's CPUs). Raises BatchJobError.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        source: Any,
+        sink: str | Path | None = None,
+        *,
+        keep: Sequence[str] = (),
+        dead_letters: str | Path | None = None,
+        batch_size: int = 8192,
+        workers: int | None = None,
+        overwrite: bool = False,
+    ) -> None:
+        self.plan, self.source = plan, source
+        self.sink = Path(sink).absolute() if sink is not None else None
+        self.keep = tuple(keep)
+        self.batch_size, self.workers, self.overwrite = batch_size, workers, overwrite
+        default = self.sink.with_name(self.sink.name + ".dead_letters") if self.sink else None
+        self.dead_letters = Path(dead_letters).absolute() if dead_letters else default
+        clash = set(self.keep) & set(plan.output_schema.fields)
+        if clash:
+            raise BatchJobError(
+                f"keep={sorted(clash)} are also output columns of graph {plan.graph_name!r}: "
+                "leave them out of keep, or rename them in the source"
+            )
+
+    def dataset(self) -> "Dataset":
+        """The lazy output dataset: output columns, ``keep``, and ``__error__`` (JSON text; empty
+        or null for a row that succeeded). Rows keep their order and number."""
+        return self._pipeline(dead_letters=None)
+
+    def run(self) -> Summary:
+        """Run to the end and write the sink. Raises BatchJobError when the sink is not empty
+        (and ``overwrite`` is not set) or the source lacks a column."""
+        if self.sink is None or self.dead_letters is None:
+            raise BatchJobError("this job has no sink: give one, or read job.dataset()")
+        self._prepare_sink()
+        started = time.perf_counter()
+        self._pipeline(str(self.dead_letters)).write_parquet(
+            str(self.sink), ray_remote_args={"num_cpus": WRITE_NUM_CPUS}
+        )
+        duration_s = time.perf_counter() - started
+        return Summary(
+            count_rows(self.sink), count_rows(self.dead_letters), duration_s,
+            str(self.sink), str(self.dead_letters),
+        )  # fmt: skip
+
+    def _prepare_sink(self) -> None:
+        for folder in (self.sink, self.dead_letters):
+            if folder is None or not folder.exists() or not any(folder.iterdir()):
+                continue
+            if not self.overwrite:
+                raise BatchJobError(
+                    f"{folder} is not empty: choose another sink, or pass overwrite=True to "
+                    "replace what is there"
+                )
+            shutil.rmtree(folder)
+
+    def _pipeline(self, dead_letters: str | None) -> "Dataset":
+        data = _ray_data()
+        data.DataContext.get_current().execution_options.preserve_order = True
+        workers = self.workers or _cluster_cpus()
+        dataset = self._read(data, workers)
+        self._check_source(dataset)
+        for stage in self.plan.stages:
+            dataset = dataset.map_batches(
+                StageCall,
+                fn_constructor_args=(self.plan, stage.index, self.keep, dead_letters),
+                batch_size=self._batch_size(stage),
+                batch_format="numpy",
+                **self._resources(data, stage, workers),
+            )
+        return dataset
+
+    def _batch_size(self, stage: Stage) -> int:
+        return self.batch_size if stage.placement is None else stage.placement.batch.max_size
+
+    def _resources(self, data: Any, stage: Stage, workers: int) -> Mapping[str, Any]:
+        """Actors of a stage: a fixed pool when fused, ``Replicas`` when placed."""
+        if stage.placement is None:
+            pool = data.ActorPoolStrategy(size=workers)
+            return {"compute": pool, "num_cpus": FUSED_NUM_CPUS}
+        replicas = stage.placement.replicas
+        pool = data.ActorPoolStrategy(min_size=max(1, replicas.min), max_size=replicas.max)
+        return {"compute": pool, **stage.placement.ray_actor_options()}
+
+    def _read(self, data: Any, workers: int) -> "Dataset":
+        source = self.source
+        blocks = 2 * workers
+        if isinstance(source, (str, Path)):
+            path = Path(source).absolute()
+            if not path.exists():
+                raise BatchJobError(f"source {str(source)!r} does not exist")
+            readers = {".csv": data.read_csv}
+            read = readers.get(path.suffix, data.read_parquet)
+            return read(str(path), override_num_blocks=blocks)  # type: ignore[no-any-return]
+        if isinstance(source, data.Dataset):
+            return source
+        if hasattr(source, "to_pandas") and hasattr(source, "schema"):
+            return data.from_arrow(source).repartition(blocks)  # type: ignore[no-any-return]
+        if hasattr(source, "columns") and hasattr(source, "iloc"):
+            return data.from_pandas(source, override_num_blocks=blocks)  # type: ignore[no-any-return]
+        raise BatchJobError(
+            f"cannot read {type(source).__name__}: expected a Parquet or CSV path, a DataFrame, "
+            "an Arrow table or a Ray Dataset"
+        )
+
+    def _check_source(self, dataset: "Dataset") -> None:
+        schema = dataset.schema()
+        names = set(schema.names) if schema is not None else set()
+        required = set(self.plan.input_schema.fields) - set(self.plan.input_schema.defaults())
+        for name in (*sorted(required), *self.keep):
+            if name not in names:
+                raise BatchJobError(
+                    f"the source has no column {name!r}, which graph {self.plan.graph_name!r} "
+                    f"needs.{did_you_mean(name, names)}"
+                )
+
+
+def count_rows(folder: Path) -> int:
+    """Rows in a folder's Parquet files, read from their footers; 0 when there is none."""
+    import pyarrow.parquet as pq
+
+    return sum(pq.read_metadata(file).num_rows for file in folder.glob("**/*.parquet"))
+
+
+def _ray_data() -> Any:
+    try:
+        import ray.data
+    except ImportError:
+        raise MissingExtraError("ray", "offline") from None
+    return ray.data
+
+
+def _cluster_cpus() -> int:
+    import ray
+
+    if not ray.is_initialized():
+        ray.init()
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -1,0 +1,115 @@
+"""One stage of a plan as a callable class for ``Dataset.map_batches``."""
+
+import hashlib
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, row_count, take
+from twinpath.graph.frames import State, input_frame
+from twinpath.graph.local import Driver
+from twinpath.graph.plan import INPUT, Plan
+from twinpath.graph.stage import Executor
+from twinpath.offline.blocks import (
+    decode,
+    decode_errors,
+    encode,
+    encode_errors,
+    live_after,
+)
+
+#: Prefix of source columns that travel untouched beside the columns of the graph.
+SOURCE = "source@"
+
+
+class StageCall:
+    """Runs stage ``index`` of a plan on blocks; set up once in each actor.
+
+    The first stage validates the source's columns; the last one returns the graph's output
+    columns, ``keep`` (source columns, unchanged) and ``__error__`` (JSON text, or null). With
+    ``dead_letters`` failed rows are written there, with their source columns, and left out.
+    """
+
+    def __init__(
+        self, plan: Plan, index: int, keep: Sequence[str], dead_letters: str | None
+    ) -> None:
+        self._plan, self._index = plan, index
+        self._keep = tuple(keep)
+        self._dead_letters = dead_letters
+        self._first = index == 0
+        self._last = index == len(plan.stages) - 1
+        self._executor = Executor(plan, steps=plan.stages[index].steps)
+        self._executor.setup()
+        self._driver = Driver()
+        weakref.finalize(self, self._executor.teardown)
+        self._before = () if self._first else live_after(plan, index - 1)
+        self._after = () if self._last else live_after(plan, index)
+
+    def __call__(self, block: Columns) -> Columns:
+        """One block to the next."""
+        if self._first:
+            source = block
+            state = self._validated(block)
+        else:
+            source = {k[len(SOURCE) :]: v for k, v in block.items() if k.startswith(SOURCE)}
+            state = decode(block, self._plan, self._before)
+        self._driver.run(self._executor.advance(state), self._executor.suspends)
+        if not self._last:
+            return encode(state, self._after) | {SOURCE + n: v for n, v in source.items()}
+        return self._output(self._executor.collect(state), source)
+
+    def _validated(self, block: Columns) -> State:
+        """Columns of the source that the graph knows; a refused row keeps its place."""
+        fields = self._plan.input_schema.fields
+        n = row_count(block)
+        checked = self._plan.input_schema.from_columns({k: v for k, v in block.items() if k in fields})
+        frame = input_frame(checked.columns, len(checked.rows), self._plan.live_input)
+        frame.rows = checked.rows
+        return State(n, {INPUT: frame}, dict(checked.errors))
+
+    def _output(self, outcome: Outcome, source: Columns) -> Columns:
+        kept = {name: source[name] for name in self._keep}
+        if outcome.ok:
+            columns = outcome.columns | kept
+            return columns if self._dead_letters else columns | _no_errors(outcome.n)
+        if self._dead_letters:
+            failed = np.array(sorted(outcome.errors), dtype=np.int64)
+            errors = encode_errors(outcome.errors, outcome.n)[failed]
+            write_dead_letters(Path(self._dead_letters), take(source, failed), errors)
+            return outcome.columns | take(kept, outcome.rows)
+        columns = {}
+        for name, values in outcome.columns.items():
+            kind = self._plan.output_schema.fields[name]
+            spread = np.zeros((outcome.n, *values.shape[1:]), values.dtype)
+            if kind.has_gap:
+                spread = kind.filled(outcome.n)
+            spread[outcome.rows] = values
+            columns[name] = spread
+        return columns | kept | {ROW_ERROR: encode_errors(outcome.errors, outcome.n)}
+
+
+def _no_errors(n: int) -> Columns:
+    return {ROW_ERROR: np.full(n, "", dtype=object)}
+
+
+def write_dead_letters(folder: Path, source: Columns, errors: np.ndarray) -> None:
+    """Failed rows as one Parquet file; its name is the hash of its content, so that a block
+    that Ray runs again writes the same file and no row twice."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    details = decode_errors(errors)
+    columns: dict[str, Any] = {name: list(values) for name, values in source.items()}
+    for part in ("code", "message", "node", "field"):
+        columns[f"error_{part}"] = [getattr(details[i], part) for i in range(len(errors))]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table(columns), sink)
+    content = sink.getvalue().to_pybytes()
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet"
+    partial = target.with_suffix(".partial")
+    partial.write_bytes(content)
+    partial.replace(target)
