@@ -73,9 +73,7 @@ def prepare(directory: Path) -> Path:
         flights.write_parquet(out / "flights.parquet")
         _tidy_weather(_read("weather.csv")).write_parquet(out / "weather.parquet")
         _tidy_dests(flights, airports).write_parquet(out / "dests.parquet")
-        _read("planes.csv").select("tailnum", "year", "seats").write_parquet(
-            out / "planes.parquet"
-        )
+        _read("planes.csv").select("tailnum", "year", "seats").write_parquet(out / "planes.parquet")
         (out / "requests").mkdir()
         for (month,), rows in flights.group_by("month"):
             rows.sort("flight_id").select("flight_id", *REQUEST_COLUMNS).write_parquet(

@@ -76,6 +76,8 @@ class Decide(Node):
             said = speaks[best, rows] > 0.05
             for number, theme in enumerate(THEMES):
                 here = np.flatnonzero(said & (best == number))
+                if not here.size:
+                    continue
                 texts = theme.phrase(columns, here)
                 if separator:
                     before = reasons[here].tolist()
@@ -120,7 +122,7 @@ def _weather(columns: Columns, rows: _Rows) -> list[str]:
     dim = columns["visib"][rows] < 5
     windy = columns["wind_speed"][rows] > 20
     kind = np.select([wet, dim, windy], [0, 1, 2], default=3)
-    names = ("rain or snow at", "low visibility at", "strong wind at", "the air over")
+    names = ("rain or snow at", "low visibility at", "strong wind at", "weather at")
     origins = _texts(columns, "origin", rows)
     return [f"{names[k]} {o}" for k, o in zip(kind.tolist(), origins, strict=True)]
 
@@ -134,13 +136,19 @@ def _airport(columns: Columns, rows: _Rows) -> list[str]:
 def _airline(columns: Columns, rows: _Rows) -> list[str]:
     minutes = _whole(columns, "carrier_delay_6h", rows)
     carriers = _texts(columns, "carrier", rows)
-    return [f"{c} flights {_late(m)}" for c, m in zip(carriers, minutes, strict=True)]
+    return [f"{c} arrivals {_late(m)}" for c, m in zip(carriers, minutes, strict=True)]
+
+
+def _airline_here(columns: Columns, rows: _Rows) -> list[str]:
+    minutes = _whole(columns, "carrier_origin_delay_4h", rows)
+    pairs = _texts(columns, "carrier_origin", rows)
+    return [f"{p} departures {_late(m)}" for p, m in zip(pairs, minutes, strict=True)]
 
 
 def _route(columns: Columns, rows: _Rows) -> list[str]:
     percent = _whole(columns, "route_late_28d", rows, 100)
     routes = _texts(columns, "route", rows)
-    return [f"{p} % late on {r} this month" for r, p in zip(routes, percent, strict=True)]
+    return [f"{p} % late on {r} lately" for r, p in zip(routes, percent, strict=True)]
 
 
 def _number(columns: Columns, rows: _Rows) -> list[str]:
@@ -159,15 +167,8 @@ THEMES = (
     Theme(("minute_of_day",), _hour),
     Theme(("temp", "humid", "wind_speed", "precip", "pressure", "visib"), _weather),
     Theme(("origin_delay_1h", "origin_delay_3h", "origin_late_2h"), _airport),
-    Theme(
-        (
-            "carrier_delay_6h",
-            "carrier_late_28d",
-            "carrier_origin_delay_4h",
-            "carrier_origin_late_4h",
-        ),
-        _airline,
-    ),
+    Theme(("carrier_delay_6h", "carrier_late_28d"), _airline),
+    Theme(("carrier_origin_delay_4h", "carrier_origin_late_4h"), _airline_here),
     Theme(("route_delay_6h", "route_late_28d"), _route),
     Theme(("number_late_20", "number_delay_5"), _number),
     Theme(("tail_delay_1", "tail_delay_4"), _aircraft),
@@ -175,10 +176,11 @@ THEMES = (
 
 #: Columns that the reasons are made from.
 _WEIGHED = tuple(feature for theme in THEMES for feature in theme.features)
+_NAMED = ("origin", "carrier", "tailnum", "route", "number", "carrier_origin")
 Decide.inputs = {
     "p_delay": "float64",
     "p_review": "float64",
     "reviewed": "bool",
-    **dict.fromkeys(("origin", "carrier", "tailnum", "route", "number"), "str"),
+    **dict.fromkeys(_NAMED, "str"),
     **dict.fromkeys(_WEIGHED, "float32"),
 }

@@ -76,9 +76,8 @@ def _rolling(
             mean = column.rolling_mean_by("known_at", window)
         means[name] = mean.over("entity").cast(pl.Float32)
     # Outcomes of the same minute: the last row has seen them all.
-    return (
-        rows.select("entity", "known_at", **means)
-        .unique(["entity", "known_at"], keep="last", maintain_order=True)
+    return rows.select("entity", "known_at", **means).unique(
+        ["entity", "known_at"], keep="last", maintain_order=True
     )
 
 

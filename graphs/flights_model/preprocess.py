@@ -1,11 +1,12 @@
 """First node of the flights graph: from a request to keys, calendar and reference columns."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from graphs.flights_model.data import NEW_YORK
 from graphs.flights_model.schema import flights_dir
@@ -16,8 +17,10 @@ from twinpath.graph.columns import Columns
 #: Features may use what was known this long before the scheduled departure.
 LEAD = timedelta(hours=1)
 
-CARRIERS = ("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL")
-CARRIERS += ("HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV")
+CARRIERS = (
+    *("9E", "AA", "AS", "B6", "DL", "EV", "F9", "FL"),
+    *("HA", "MQ", "OO", "UA", "US", "VX", "WN", "YV"),
+)
 ORIGINS = ("EWR", "JFK", "LGA")
 
 #: float32 model features that need no history.
@@ -114,10 +117,10 @@ class LocalClock:
         self._starts = np.array(starts, dtype=np.int64)
         self._offsets = np.array(offsets, dtype=np.int64)
 
-    def __call__(self, seconds: np.ndarray) -> np.ndarray:
-        """Return (n,) int64 local seconds for (n,) int64 UTC seconds since 1970."""
+    def __call__(self, seconds: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return (n,) local seconds for (n,) UTC seconds since 1970."""
         at = np.searchsorted(self._starts, seconds, side="right") - 1
-        local: np.ndarray = seconds + self._offsets[np.maximum(at, 0)]
+        local: NDArray[np.int64] = seconds + self._offsets[np.maximum(at, 0)]
         return local
 
 
@@ -138,19 +141,18 @@ def _transitions(zone: ZoneInfo, first: int, last: int) -> Iterator[tuple[int, i
 class _Facts:
     """Numbers by name, looked up for whole columns; unknown names and None get NaN."""
 
-    def __init__(self, rows: object) -> None:
-        named = dict(rows)  # type: ignore[call-overload]
-        self._row = {name: i for i, name in enumerate(named)}
+    def __init__(self, rows: Iterable[tuple[str, Sequence[float | None]]]) -> None:
+        named = dict(rows)
+        self._row: dict[str | None, int] = {name: i for i, name in enumerate(named)}
         table = np.array([*named.values()], dtype=np.float32)
         #: (facts, names + 1); the last column is what an unknown name gets.
         self._facts = np.concatenate([table, np.full_like(table[:1], np.nan)]).T.copy()
 
-    def __call__(self, names: list[str | None]) -> np.ndarray:
-        """Return (facts, n) float32."""
+    def __call__(self, names: list[str | None]) -> NDArray[np.float32]:
+        """Return (facts, n)."""
         get = self._row.get
-        found: np.ndarray = self._facts[:, [get(name, -1) for name in names]]  # type: ignore[arg-type]
-        return found
+        return self._facts[:, [get(name, -1) for name in names]]
 
 
-def _strings(values: Iterator[str]) -> np.ndarray:
+def _strings(values: Iterator[str]) -> NDArray[np.object_]:
     return np.array([*values], dtype=object)

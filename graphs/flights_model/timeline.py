@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
+from numpy.typing import NDArray
 
 from graphs.flights_model.features import View
 
@@ -20,7 +21,11 @@ class Timeline:
     _SHIFT = 34
 
     def __init__(
-        self, entity: Iterable[str], known_at: np.ndarray, values: np.ndarray, ttl: timedelta
+        self,
+        entity: Iterable[str],
+        known_at: NDArray[np.datetime64],
+        values: NDArray[np.float32],
+        ttl: timedelta,
     ) -> None:
         """Take rows in any order.
 
@@ -53,7 +58,7 @@ class Timeline:
             view.ttl,
         )
 
-    def as_of(self, entity: np.ndarray, seconds: np.ndarray) -> np.ndarray:
+    def as_of(self, entity: NDArray[np.object_], seconds: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return the values that held at a moment.
 
         Args:
@@ -69,4 +74,5 @@ class Timeline:
         row = np.searchsorted(self._places, wanted, side="right") - 1
         # A row of another entity is at least one code away, hence far older than any ttl.
         held = (code >= 0) & (row >= 0) & (wanted - self._places[row] <= self._ttl)
-        return self._values[np.where(held, row, -1)].T
+        found: NDArray[np.float32] = self._values[np.where(held, row, -1)].T
+        return found

@@ -89,8 +89,8 @@ def _train(directory: Path, out: Path) -> dict[str, Any]:
     x_train, late_train, x_test = x[training], late[training], x[~training]
 
     delay = HistGradientBoostingClassifier(
-        max_iter=100,
-        learning_rate=0.1,
+        max_iter=60,
+        learning_rate=0.15,
         max_leaf_nodes=31,
         min_samples_leaf=100,
         l2_regularization=5.0,
@@ -177,7 +177,9 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="build features and models anew")
     given = parser.parse_args()
     directory = flights_dir(given.dir)
-    print(json.dumps({"directory": str(directory)} | ensure(directory, again=given.again), indent=2))
+    print(
+        json.dumps({"directory": str(directory)} | ensure(directory, again=given.again), indent=2)
+    )
 
 
 if __name__ == "__main__":

@@ -91,9 +91,17 @@ class ColumnType:
         return self.dtype in ("str", "any") or self.gap() is not None
 
     def filled(self, n: int, value: Any = None) -> NDArray[Any]:
-        """n rows of ``value``, or of the gap value when it is None."""
+        """n rows of ``value``, or of the gap value when it is None; zeros if there is no gap."""
+        shape = (n, *(self.shape or ()))
         fill = self.gap() if value is None else value
-        return np.full((n, *(self.shape or ())), fill, dtype=self.numpy_dtype)
+        if fill is None and not self.has_gap:
+            return np.zeros(shape, dtype=self.numpy_dtype)
+        if self.dtype in ("str", "any") and not np.isscalar(fill):
+            array = np.empty(shape, dtype=object)
+            for position in np.ndindex(array.shape):
+                array[position] = fill
+            return array
+        return np.full(shape, fill, dtype=self.numpy_dtype)
 
 
 def _widens(source: np.dtype[Any], target: np.dtype[Any]) -> bool:

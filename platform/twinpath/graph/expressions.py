@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twinpath.errors import GraphError, NodeContractError
-from twinpath.graph.columns import Columns, row_count
+from twinpath.errors import GraphError, NodeContractError, RowFailedError, TwinpathError
+from twinpath.graph.columns import Columns, RowError, row_count
 
 _Evaluate = Callable[[Columns], NDArray[Any]]
 
@@ -74,7 +74,7 @@ class Expression:
 
     def between(self, low: Any, high: Any) -> "Expression":
         """``low <= value <= high``."""
-        return (self >= low) & (self <= high)
+        return self._with(">=", low)._with("&", self._with("<=", high))
 
     def isin(self, values: Any) -> "Expression":
         """Whether the value is one of ``values``."""
@@ -96,7 +96,8 @@ class Expression:
 def _is_null(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind == "O":
         return np.fromiter((v is None or v != v for v in values), bool, len(values))
-    return values != values  # NaN and NaT differ from themselves
+    differs: NDArray[Any] = values != values  # NaN and NaT differ from themselves
+    return differs
 
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -131,14 +132,40 @@ def columns_read(where: Where) -> frozenset[str] | None:
     return where.columns if isinstance(where, Expression) else None
 
 
-def mask(where: Where, columns: Columns, node: str) -> NDArray[np.bool_]:
-    """The condition for each row, shape (n,) bool. Raises NodeContractError for another shape."""
-    values = where.evaluate(columns) if isinstance(where, Expression) else where(columns)
+def mask(
+    where: Where, columns: Columns, node: str
+) -> tuple[NDArray[np.bool_], dict[int, RowError]]:
+    """The condition for each row, shape (n,) bool, and the rows for which it raises (False).
+
+    Raises NodeContractError for another shape or dtype.
+    """
     n = row_count(columns)
+    if n == 0:
+        return np.zeros(0, dtype=bool), {}
+    try:
+        values = where.evaluate(columns) if isinstance(where, Expression) else where(columns)
+    except TwinpathError:
+        raise
+    except Exception as error:
+        return _bisected(where, columns, node, error)
     if not isinstance(values, np.ndarray) or values.shape != (n,) or values.dtype.kind != "b":
         got = f"{values.dtype}{values.shape}" if isinstance(values, np.ndarray) else repr(values)
         raise NodeContractError(
             f"the where= of node {node!r} must give bool({n},), one value a row; got {got}. "
             "Compare the column, for example col('p') > 0.5"
         )
-    return values
+    return values, {}
+
+
+def _bisected(
+    where: Where, columns: Columns, node: str, error: Exception
+) -> tuple[NDArray[np.bool_], dict[int, RowError]]:
+    """Halve a batch for which the condition raises until the offending rows stand alone."""
+    n = row_count(columns)
+    if n == 1:
+        text = f"the where= of node {node!r}: {type(error).__name__}: {error}"
+        return np.zeros(1, dtype=bool), {0: RowError(RowFailedError.code, text, node)}
+    half = n // 2
+    left, errors = mask(where, {name: v[:half] for name, v in columns.items()}, node)
+    right, more = mask(where, {name: v[half:] for name, v in columns.items()}, node)
+    return np.concatenate([left, right]), errors | {half + row: e for row, e in more.items()}

@@ -80,7 +80,7 @@ def merge(frames: Sequence[Frame], at: int, fill: Fill) -> Frame:
         mixed = len({f.origins[name] for f in givers}) > 1
         origins[name] = at if mixed else givers[-1].origins[name]
         full = [f for f in givers if len(f.rows) == len(rows)]
-        if full and full[-1] is givers[-1] or full and not mixed:
+        if full and (full[-1] is givers[-1] or not mixed):
             columns[name] = full[-1].columns[name]
             continue
         values = fill(name, givers[-1].origins[name], len(rows))

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
 
-from twinpath.errors import CycleError, DuplicateNameError, GraphError, UnknownNodeError, did_you_mean
+from twinpath.errors import (
+    CycleError,
+    DuplicateNameError,
+    GraphError,
+    UnknownNodeError,
+    did_you_mean,
+)
 from twinpath.graph.expressions import Where, as_condition
 from twinpath.graph.node import declared, placement_of
 from twinpath.graph.placement import Batch, Placement, Replicas
@@ -108,14 +114,17 @@ class Graph:
         """Wire any object with ``predict`` behind ``args`` (handles, or names of nodes).
 
         With several ``args`` the node sees the columns of all; where two give the same column
-        the one written later in the graph wins, on the rows that it has. ``where`` keeps the rows for which it holds;
-        the others get ``default`` for the columns that the node would have written (NaN, None).
+        the one written later in the graph wins, on the rows that it has. ``where`` keeps the rows
+        for which it holds; the others get ``default`` for the columns that the node would have
+        written (NaN, None).
         """
         if self._plan is not None:
             raise GraphError(f"graph {self.name!r} is complete and cannot be wired again")
         if isinstance(node, type) or not callable(getattr(node, "predict", None)):
             hint = f"create it first: {node.__name__}()" if isinstance(node, type) else ""
-            raise GraphError(f"{node!r} is no node: expected an object with predict(columns). {hint}")
+            raise GraphError(
+                f"{node!r} is no node: expected an object with predict(columns). {hint}"
+            )
         name = self._unique(name, node)
         if not args:
             raise GraphError(f"node {name!r} is wired to nothing: call it with a handle")
@@ -123,7 +132,8 @@ class Graph:
         if where is not None and outputs is None:
             raise GraphError(
                 f"node {name!r} has where=, so it must declare its outputs: rows that do not take "
-                "the branch need to know which columns they miss. Add outputs = {'column': 'float64'}"
+                "the branch need to know which columns they miss. Add outputs = "
+                "{'column': 'float64'}"
             )
         defaults = dict(default or {})
         for column in defaults:
@@ -149,7 +159,7 @@ class Graph:
         """Early exit: rows for which ``where`` holds leave with the columns they have at
         ``source``. Returns the handle of the rows that stay."""
         condition = as_condition(where)
-        name = f"rest-{len(self._exits) + 1}"
+        name = self._unique(f"rest-{len(self._exits) + 1}", None)
         self._exits.append(Exit(source.id, condition))
         stay = ~condition if not callable(condition) else _Not(condition)
         return self._wire(Step(len(self._wires), name, None, (), stay, {}, None, {}), (source,))
@@ -187,9 +197,11 @@ class Graph:
         """The typed builder for Ray Serve: ``serve run graphs.flights:app``."""
         return importlib.import_module("twinpath.online.builder").build_app_function(self)
 
-    def job(self, source: Any, sink: Any, **options: Any) -> Any:
+    def job(self, source: Any, sink: Any = None, **options: Any) -> Any:
         """A batch job on Ray Data: ``graph.job(source, sink).run()``."""
-        return importlib.import_module("twinpath.offline.job").Job(self.plan, source, sink, **options)
+        return importlib.import_module("twinpath.offline.job").Job(
+            self.plan, source, sink, **options
+        )
 
     def draw(self) -> Any:
         """The graph as a drawing: ``.mermaid`` text, ``.svg`` picture; shown in notebooks."""
@@ -202,7 +214,8 @@ class Graph:
 
     def __repr__(self) -> str:
         names = " → ".join(wire.step.name for wire in self._wires if wire.step.node is not None)
-        return f"Graph({self.name!r}: {self.input_model.__name__} → {names} → {self.output_model.__name__})"
+        ends = self.input_model.__name__, self.output_model.__name__
+        return f"Graph({self.name!r}: {ends[0]} → {names} → {ends[1]})"
 
     def _wire(self, step: Step, args: tuple[Handle | str, ...]) -> Handle:
         self._wires.append(_Wire(step, tuple(self._reference(arg) for arg in args)))
@@ -241,12 +254,19 @@ class Graph:
 
         sources = {w.step.id: tuple(resolve(s) for s in w.sources) for w in self._wires}
         order = _topological(sources, {wire.step.id: wire.step.name for wire in self._wires})
-        steps = [replace(self._wires[i].step, sources=sources[i]) for i in order]
+        # From here ids count in topological order: a higher id is never upstream of a lower one,
+        # which is what "written later" means when frames merge.
+        new = {INPUT: INPUT} | {old: position for position, old in enumerate(order)}
+        steps = [
+            replace(self._wires[old].step, id=new[old], sources=tuple(new[s] for s in sources[old]))
+            for old in order
+        ]
         _check_merges(steps)
-        results = tuple(resolve(result) for result in self._results)
+        results = tuple(new[resolve(result)] for result in self._results)
+        exits = tuple(replace(leaving, source=new[leaving.source]) for leaving in self._exits)
         return compile_plan(
             self.name, self.input_schema, self.output_schema, steps, results,
-            tuple(self._exits), self._placement,
+            exits, self._placement,
         )  # fmt: skip
 
     def __iter__(self) -> Iterator[Any]:
@@ -309,6 +329,8 @@ def _check_merges(steps: list[Step]) -> None:
         for i, left in enumerate(step.sources):
             for right in step.sources[i + 1 :]:
                 mine, theirs = before[left] - before[right], before[right] - before[left]
+                _check_gaps(step, [by_id[s] for s in sorted(mine)])
+                _check_gaps(step, [by_id[s] for s in sorted(theirs)])
                 if any(by_id[s].where is not None for s in mine | theirs):
                     continue
                 for a in sorted(mine):
@@ -321,4 +343,21 @@ def _check_merges(steps: list[Step]) -> None:
                             )
 
 
-
+def _check_gaps(merge: Step, branch: list[Step]) -> None:
+    """Refuse a branch of some rows that, once merged, leaves a column which cannot be null."""
+    if not any(step.where is not None for step in branch):
+        return
+    first = next(i for i, step in enumerate(branch) if step.where is not None)
+    for step in branch[first:]:
+        if step.outputs is None and step.node is not None:
+            raise GraphError(
+                f"node {step.name!r} runs on some rows only and node {merge.name!r} merges them "
+                "with others, so it must declare its outputs: add outputs = {'column': 'float64'}"
+            )
+        for column, kind in (step.outputs or {}).items():
+            if column not in step.defaults and not kind.has_gap:
+                raise GraphError(
+                    f"node {step.name!r} runs on some rows only and writes {column!r} as {kind}, "
+                    f"which cannot be null where {merge.name!r} merges them with others: "
+                    f"give default={{{column!r}: …}}"
+                )

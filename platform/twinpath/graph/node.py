@@ -43,9 +43,10 @@ class Node:
     _placement: Placement | None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Remember the arguments, past ``__setattr__``: frozen dataclasses are nodes too."""
         self = super().__new__(cls)
-        self._arguments = (args, kwargs)
-        self._placement = None
+        object.__setattr__(self, "_arguments", (args, kwargs))
+        object.__setattr__(self, "_placement", None)
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -72,13 +73,14 @@ class Node:
     ) -> Self:
         """A copy of this node with a placement: own replicas online, own actors offline."""
         placed = copy.copy(self)
-        placed._placement = Placement(
+        placement = Placement(
             num_cpus=num_cpus,
             num_gpus=num_gpus,
             resources=dict(resources or {}),
             replicas=replicas or Replicas(),
             batch=batch or Batch(),
         )
+        object.__setattr__(placed, "_placement", placement)
         return placed
 
     def __call__(
@@ -98,7 +100,7 @@ def _rebuild(
     cls: type[Node], args: tuple[Any, ...], kwargs: dict[str, Any], placement: Placement | None
 ) -> Node:
     node = cls(*args, **kwargs)
-    node._placement = placement
+    object.__setattr__(node, "_placement", placement)
     return node
 
 

@@ -191,9 +191,7 @@ def compile_plan(
     )  # fmt: skip
 
 
-def _reachable(
-    steps: Sequence[Step], results: Iterable[int], exits: Iterable[Exit]
-) -> list[Step]:
+def _reachable(steps: Sequence[Step], results: Iterable[int], exits: Iterable[Exit]) -> list[Step]:
     """Steps that the output depends on, in order; others are dead and do not run."""
     by_id = {step.id: step for step in steps}
     wanted: set[int] = set()
@@ -214,7 +212,9 @@ def _mark_parallel(steps: Sequence[Step]) -> tuple[Step, ...]:
     return tuple(
         replace(
             step,
-            parallel=any(s.id not in before[step.id] and step.id not in before[s.id] for s in steps),
+            parallel=any(
+                s.id not in before[step.id] and step.id not in before[s.id] for s in steps
+            ),
         )
         for step in steps
     )

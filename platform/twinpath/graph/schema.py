@@ -29,7 +29,10 @@ class _Field:
         annotation = info.annotation
         arguments = get_args(annotation)
         self.name = name
-        self.optional = type(None) in arguments and get_origin(annotation) in (Union, types.UnionType)
+        self.optional = type(None) in arguments and get_origin(annotation) in (
+            Union,
+            types.UnionType,
+        )
         inner = [a for a in arguments if a is not type(None)] if self.optional else [annotation]
         self.choices: set[Any] | None = None
         kind: Any = inner[0] if len(inner) == 1 else object

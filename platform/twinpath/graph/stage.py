@@ -10,10 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from twinpath.errors import NodeContractError, RowFailedError, TwinpathError, did_you_mean
+from twinpath.errors import (
+    InputError,
+    NodeContractError,
+    RowFailedError,
+    TwinpathError,
+    did_you_mean,
+)
 from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, row_count, take
 from twinpath.graph.dtypes import type_of
-from twinpath.graph.expressions import mask
+from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
 from twinpath.graph.plan import INPUT, Plan, Step
 
@@ -51,6 +57,8 @@ class NodeRunner:
         n = row_count(columns)
         try:
             result = await self._predict(columns)
+        except (RowFailedError, InputError) as error:
+            return await self._isolate(columns, n, error)
         except TwinpathError:
             raise
         except Exception as error:
@@ -91,12 +99,14 @@ class NodeRunner:
                 f"node {step.name!r}: predict must return Columns (dict of numpy arrays), "
                 f"got {type(result).__name__}"
             )
-        failed = result.pop(ROW_ERROR, None) if ROW_ERROR in result else None
-        for name in result if step.outputs is not None else ():
-            if name not in step.outputs:
+        failed = result.get(ROW_ERROR)
+        result = {name: values for name, values in result.items() if name != ROW_ERROR}
+        outputs = result if step.outputs is None else step.outputs
+        for name in result:
+            if name not in outputs:
                 raise NodeContractError(
                     f"node {step.name!r} returned column {name!r}, which its outputs do not "
-                    f"declare.{did_you_mean(name, step.outputs)}"
+                    f"declare.{did_you_mean(name, outputs)}"
                 )
         for name in (*result, *(() if failed is None else (ROW_ERROR,))):
             values = failed if name == ROW_ERROR else result[name]
@@ -147,6 +157,14 @@ def _joined(parts: Sequence[Outcome]) -> Outcome:
         for row, error in part.errors.items()
     }
     return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors)
+
+
+def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first error of a group: a caller sees what a run without branches would raise."""
+    error: BaseException = failures
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 class Executor:
@@ -218,9 +236,12 @@ class Executor:
                     await tasks[source]
             await self._step(step, state)
 
-        async with asyncio.TaskGroup() as group:
-            for step in self.steps:
-                tasks[step.id] = group.create_task(after(step))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for step in self.steps:
+                    tasks[step.id] = group.create_task(after(step))
+        except BaseExceptionGroup as failures:
+            raise _first(failures) from None
 
     def collect(self, state: State) -> Outcome:
         """The graph's output, rows of early exits first."""
@@ -229,8 +250,8 @@ class Executor:
         taken = np.zeros(state.n, dtype=bool)
         for leaving in self.plan.exits:
             frame = state.alive(state.frames[leaving.source])
-            chosen = mask(leaving.where, frame.columns, "exit") & ~taken[frame.rows]
-            frames.append(frame.at(np.flatnonzero(chosen)))
+            frame = self._selected(frame, leaving.where, "exit", state)
+            frames.append(frame.at(np.flatnonzero(~taken[frame.rows])))
             taken[frames[-1].rows] = True
         results = [state.alive(state.frames[source]) for source in self.plan.results]
         last = merge(results, len(self.plan.steps), gap_fill(self.plan, results))
@@ -286,7 +307,7 @@ class Executor:
         sources = [state.alive(state.frames[source]) for source in step.sources]
         frame = merge(sources, step.id, gap_fill(self.plan, sources))
         if step.where is not None and len(frame.rows):
-            frame = frame.at(np.flatnonzero(mask(step.where, frame.columns, step.name)))
+            frame = self._selected(frame, step.where, step.name, state)
         if step.node is None:
             state.frames[step.id] = frame.only(step.live)
             return
@@ -298,10 +319,19 @@ class Executor:
         if outcome is not None and outcome.errors:
             state.fail(frame.rows, outcome.errors)
             frame = frame.at(outcome.rows)
-        origins = frame.origins if step.outputs is not None else dict.fromkeys(frame.origins, step.id)
+        origins = (
+            frame.origins if step.outputs is not None else dict.fromkeys(frame.origins, step.id)
+        )
         state.frames[step.id] = Frame(
             frame.rows, frame.columns | written, origins | dict.fromkeys(written, step.id)
         ).only(step.live)
+
+    def _selected(self, frame: Frame, where: Where, name: str, state: State) -> Frame:
+        """The rows for which the condition holds; a row for which it raises has failed."""
+        chosen, errors = mask(where, frame.columns, name)
+        if errors:
+            state.fail(frame.rows, errors)
+        return frame.at(np.flatnonzero(chosen))
 
     def _given(self, step: Step, frame: Frame) -> Columns:
         """The columns that the node reads, checked. A copy of the dict, never of the arrays."""

@@ -1,0 +1,33 @@
+"""Score one month of flights: `ray job submit -- python batch/score_flights.py --month 12 --out …`.
+
+Needs the prepared example: `python -m graphs.flights_model.train`.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+import polars as pl
+
+from graphs.flights import data_dir, graph
+
+
+def main() -> None:
+    """Score the month's requests to Parquet; print rows, rows/s and dead letters."""
+    parser = argparse.ArgumentParser(description="Score one month of 2013 to Parquet.")
+    parser.add_argument("--month", type=int, choices=range(1, 13), required=True)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the predictions")
+    parser.add_argument("--rows", type=int, help="score only the first rows of the month")
+    given = parser.parse_args()
+    source = Path(data_dir) / "data" / "requests" / f"2013-{given.month:02d}.parquet"
+    with tempfile.TemporaryDirectory() as scratch:
+        if given.rows is not None:
+            head = Path(scratch) / source.name
+            pl.read_parquet(source, n_rows=given.rows).write_parquet(head)
+            source = head
+        done = graph.job(str(source), str(given.out), keep=["flight_id"]).run()
+    print(f"{done.rows} rows, {done.rows_per_s:,.0f} rows/s, {done.dead_letters} dead letters")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,5 @@
+"""``python -m twinpath.cli``."""
+
+from twinpath.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The online runtime: a plan on Ray Serve."""

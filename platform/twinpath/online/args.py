@@ -1,0 +1,70 @@
+"""The arguments of a served graph: a pydantic model made for it, in which typos are refused."""
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+
+from twinpath.errors import did_you_mean
+from twinpath.graph.placement import Batch, Placement, Replicas
+from twinpath.graph.plan import Plan
+
+
+class Strict(BaseModel):
+    """A model that refuses unknown keys and says which one was probably meant."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, given: Any) -> Any:
+        for key in given if isinstance(given, dict) else ():
+            if key not in cls.model_fields:
+                raise ValueError(f"unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+        return given
+
+
+class NodeArgs(Strict):
+    """Placement of one node; a key that is given replaces what the graph says."""
+
+    num_cpus: float | None = Field(None, ge=0)
+    num_gpus: float | None = Field(None, ge=0)
+    resources: dict[str, float] | None = None
+    replicas: Replicas | None = None
+    batch: Batch | None = None
+
+    def over(self, placement: Placement | None) -> Placement:
+        """The placement with these keys replaced."""
+        given = {k: getattr(self, k) for k in NodeArgs.model_fields if k in self.model_fields_set}
+        return (placement or Placement()).model_copy(update=given)
+
+
+class IngressArgs(NodeArgs):
+    """The ingress, which runs all fused nodes. Sizes of queues are in rows, of bodies in bytes."""
+
+    max_queue_rows: int = Field(16384, ge=1)
+    max_inflight: int | None = Field(None, ge=1)
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    offload_after_ms: float = Field(10.0, ge=0)
+
+
+class GraphArgs(Strict):
+    """Base of the argument models of all graphs."""
+
+    ingress: IngressArgs = IngressArgs()
+    nodes: Any = None
+
+
+def args_model(plan: Plan) -> type[GraphArgs]:
+    """The argument model of a graph: ``ingress``, and ``nodes`` with a key for each node."""
+    names = [step.name for step in plan.steps if step.node is not None]
+    fields: dict[str, Any] = {name: (NodeArgs | None, None) for name in names}
+    nodes = create_model("Nodes", __base__=Strict, **fields)
+    return create_model("Args", __base__=GraphArgs, nodes=(nodes, nodes()))
+
+
+def place(plan: Plan, args: GraphArgs) -> Plan:
+    """The plan with the placements that the arguments ask for."""
+    by_name = {step.name: step.placement for step in plan.steps}
+    given = {name: getattr(args.nodes, name) for name in args.nodes.model_fields_set}
+    nodes = {name: value.over(by_name[name]) for name, value in given.items() if value is not None}
+    return plan.with_placements(nodes, args.ingress.over(plan.placement))

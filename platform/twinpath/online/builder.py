@@ -1,0 +1,57 @@
+"""A graph as a Ray Serve application builder: ``serve run graphs.flights:app``.
+
+Annotations must be real objects here: Serve reads the builder's one, and gives it a plain dict
+when it is a string, so this module has no ``from __future__ import annotations``.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from twinpath.errors import MissingExtraError
+from twinpath.graph.graph import Graph
+from twinpath.graph.plan import Plan
+from twinpath.online.args import GraphArgs, args_model, place
+
+
+def build_app_function(graph: Graph) -> Callable[[Any], Any]:
+    """The builder function of a graph. Its one parameter is a pydantic model, so ``args`` of a
+    serve config are validated and unknown keys refused."""
+    model = args_model(graph.plan)
+
+    def app(args: Any = None) -> Any:
+        checked = args if isinstance(args, model) else model.model_validate(args or {})
+        return build_application(place(graph.plan, checked), checked)
+
+    app.__annotations__ = {"args": model, "return": Any}
+    app.__doc__ = f"Serve application of graph {graph.name!r}."
+    return app
+
+
+def build_application(plan: Plan, args: GraphArgs) -> Any:
+    """One deployment for each placed node, and the ingress that runs all the others."""
+    try:
+        from ray import serve
+    except ImportError:
+        raise MissingExtraError("ray[serve]", "online") from None
+
+    from twinpath.online.autoscaling import serve_scaling
+    from twinpath.online.replicas import Ingress, PlacedNode
+
+    handles = {}
+    for step in plan.placed:
+        placement = step.placement
+        assert placement is not None
+        deployment = serve.deployment(PlacedNode).options(
+            name=step.name,
+            max_ongoing_requests=1024,
+            ray_actor_options=placement.ray_actor_options(),
+            **serve_scaling(placement.replicas),
+        )
+        handles[step.name] = deployment.bind(step, args.ingress.offload_after_ms)
+    ingress = serve.deployment(serve.ingress()(Ingress)).options(
+        name=plan.graph_name,
+        max_ongoing_requests=4096,
+        ray_actor_options=plan.placement.ray_actor_options(),
+        **serve_scaling(plan.placement.replicas),
+    )
+    return ingress.bind(plan, args.ingress, handles)

@@ -1,0 +1,28 @@
+"""The one place that holds the environment of a fast Serve: HAProxy in front, no Python proxy.
+
+Serve reads these variables when it is imported, in every process: they must be set before
+``ray start`` (or ``serve run`` on a fresh machine), on every node. ``cluster.yaml`` carries them.
+"""
+
+from pathlib import Path
+
+#: Variable → value.
+FAST_PATH: dict[str, str] = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def haproxy_files(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
+    """Variables that give an own HAProxy its files and ports, beside another on this machine."""
+    return {
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics_port),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(stats_port),
+    }

@@ -1,0 +1,94 @@
+"""What runs inside Serve's replicas: the ingress, and a placed node."""
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.plan import Plan, Step
+from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.online.app import GraphApp
+from twinpath.online.args import IngressArgs
+from twinpath.online.autoscaling import LOAD
+from twinpath.online.batcher import Batcher
+
+#: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
+#: keep many of them busy, and to let the queue be seen where it scales them.
+REMOTE_MAX_INFLIGHT = 64
+
+
+class Ingress:
+    """HTTP in, fused nodes in this process, calls to placed nodes with the columns of a batch."""
+
+    def __init__(self, plan: Plan, args: IngressArgs, handles: Mapping[str, Any]) -> None:
+        self._plan, self._args = plan, args
+        remotes = {name: _remote(handle) for name, handle in handles.items()}
+        self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
+        self._executor.setup()
+        self._batcher = Batcher(
+            self._executor.run,
+            plan.placement.batch,
+            max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
+            max_queue_rows=args.max_queue_rows,
+        )
+
+    async def __serve_build_asgi_app__(self) -> GraphApp:
+        """Serve's hook for the ASGI app; called once, after the constructor."""
+        return GraphApp(self._plan, self._batcher, self._args.max_body_bytes, self._close)
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Rows queued or running; read by the autoscaling policy."""
+        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+
+    async def _close(self) -> None:
+        await self._batcher.close()
+        await asyncio.to_thread(self._executor.teardown)
+
+
+class PlacedNode:
+    """One node with replicas of its own. Concurrent calls are joined into one batch."""
+
+    def __init__(self, step: Step, offload_after_ms: float) -> None:
+        assert step.placement is not None
+        self._returns = step.returns
+        self._runner = NodeRunner(step, offload_after_ms)
+        self._runner.setup()
+        self._batcher = Batcher(
+            self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
+        )
+
+    async def __call__(self, columns: Columns) -> Outcome:
+        """n rows of the columns that the node reads → its own columns that anything reads."""
+        outcome = await self._batcher.submit(columns)
+        if self._returns is not None:
+            kept = {name: outcome.columns[name] for name in self._returns if name in outcome.columns}
+            return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
+        return outcome
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """Rows queued or running; read by the autoscaling policy."""
+        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+
+    async def __del__(self) -> None:
+        if hasattr(self, "_batcher"):
+            await self._batcher.close()
+            self._runner.teardown()
+
+
+def _remote(handle: Any) -> NodeCall:
+    async def call(columns: Columns) -> Outcome:
+        outcome: Outcome = await _unwrapped(handle.remote(columns))
+        return outcome
+
+    return call
+
+
+async def _unwrapped(response: Any) -> Outcome:
+    """Await a handle's response; an error of our own tree comes back as itself."""
+    from ray.exceptions import RayTaskError
+
+    try:
+        outcome: Outcome = await response
+    except RayTaskError as error:
+        raise (error.cause if isinstance(error.cause, Exception) else error) from None
+    return outcome

@@ -1,0 +1,198 @@
+"""A private Ray with Serve on this machine, and the certainty that nothing of it survives.
+
+Ray's own stop leaves HAProxy and engine processes behind. Every process that a session starts
+inherits a marker in its environment; when the session ends, whatever still carries it is ended.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import psutil
+
+from twinpath.errors import TwinpathError
+from twinpath.online.environment import FAST_PATH, haproxy_files
+
+MARKER = "TWINPATH_SESSION"
+
+
+class ServeSession:
+    """``with ServeSession(num_cpus=8) as session:`` starts a Ray head with its own folder and
+    ports; ``session.env`` makes ``serve``, ``ray job`` and ``ray.init`` talk to it.
+
+    ``fast_path`` puts HAProxy in front. ``pythonpath`` is what workers can import from. Raises
+    TwinpathError when Ray does not start, with the end of its log.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_cpus: int = 8,
+        fast_path: bool = True,
+        http_port: int | None = None,
+        pythonpath: Sequence[Path | str] = (),
+        env: Mapping[str, str] | None = None,
+    ) -> None:
+        self._num_cpus = num_cpus
+        ports = free_ports(6)
+        self.gcs_port, self.dashboard_port = ports[0], ports[1]
+        self.http_port = http_port or ports[2]
+        # Short, because socket paths below it may have 107 bytes at most.
+        self.folder = Path(tempfile.mkdtemp(prefix="tw-"))
+        self.marker = uuid.uuid4().hex
+        self.env = os.environ | dict(env or {})
+        self.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        if fast_path:
+            (self.folder / "haproxy").mkdir()
+            self.env |= FAST_PATH | haproxy_files(self.folder / "haproxy", ports[3], ports[4])
+        else:
+            self.env.pop("RAY_SERVE_ENABLE_HA_PROXY", None)
+        paths = [str(path) for path in pythonpath] + [self.env.get("PYTHONPATH", "")]
+        self.env |= {
+            MARKER: self.marker,
+            "PYTHONPATH": os.pathsep.join(path for path in paths if path),
+            "RAY_ADDRESS": f"127.0.0.1:{self.gcs_port}",
+            "RAY_DASHBOARD_ADDRESS": self.dashboard_url,
+            "RAY_API_SERVER_ADDRESS": self.dashboard_url,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            # Nobody else on this machine may submit work to it.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.marker,
+        }
+
+    @property
+    def dashboard_url(self) -> str:
+        """Where ``serve deploy`` and ``ray job submit`` send their requests."""
+        return f"http://127.0.0.1:{self.dashboard_port}"
+
+    @property
+    def url(self) -> str:
+        """Where Serve answers."""
+        return f"http://127.0.0.1:{self.http_port}"
+
+    def __enter__(self) -> "ServeSession":
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the head node and Serve's HTTP on ``http_port``."""
+        self.command(
+            "ray", "start", "--head", f"--port={self.gcs_port}", f"--num-cpus={self._num_cpus}",
+            "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
+            f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
+            f"--temp-dir={self.folder}", "--include-dashboard=true",
+            f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+            without=("RAY_ADDRESS",),
+        )  # fmt: skip
+        self.command(
+            "serve", "start", "--http-host=127.0.0.1", f"--http-port={self.http_port}",
+            f"--address=127.0.0.1:{self.gcs_port}",
+        )  # fmt: skip
+
+    def command(
+        self, program: str, *args: str, timeout_s: float = 120, without: Sequence[str] = (), **kw: Any
+    ) -> str:
+        """Run a program of this environment's ``bin`` to its end; its output.
+
+        Raises TwinpathError with the output when it fails. Output goes through a file, since a
+        daemon that the program starts would hold a pipe open.
+        """
+        env = {key: value for key, value in self.env.items() if key not in without}
+        log = self.folder / f"{program}-{uuid.uuid4().hex[:8]}.log"
+        path = Path(sys.executable).with_name(program)
+        with log.open("wb") as sink:
+            done = subprocess.run(
+                [str(path), *args], env=env, stdout=sink, stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL, timeout=timeout_s, check=False, **kw,
+            )  # fmt: skip
+        output = log.read_text(errors="replace")
+        if done.returncode:
+            raise TwinpathError(
+                f"{program} {' '.join(args)} failed with {done.returncode}:\n{output[-4000:]}"
+            )
+        return output
+
+    def wait_until_ready(self, path: str = "/readyz", timeout_s: float = 120) -> None:
+        """Wait until an application answers 200 at ``path``. Raises TwinpathError."""
+        deadline_s = time.monotonic() + timeout_s
+        problem: object = None
+        while time.monotonic() < deadline_s:
+            try:
+                with urllib.request.urlopen(self.url + path, timeout=5) as answer:
+                    if answer.status == 200:
+                        return
+            except (urllib.error.URLError, OSError) as error:
+                problem = error
+            time.sleep(0.2)
+        raise TwinpathError(f"{self.url}{path} was not ready in {timeout_s:g} s: {problem}")
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of this session, this one excepted."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error, OSError):
+                if process.pid != os.getpid() and process.environ().get(MARKER) == self.marker:
+                    found.append(process)
+        return found
+
+    def stop(self) -> None:
+        """End every process of this session: asked first, then forced. Safe to call twice."""
+        # A second Ctrl-C must not leave half of them behind.
+        with _uninterrupted():
+            for sign, patience_s in ((signal.SIGTERM, 6.0), (signal.SIGKILL, 5.0)):
+                running = self.processes()
+                for process in running:
+                    with contextlib.suppress(psutil.Error):
+                        process.send_signal(sign)
+                psutil.wait_procs(running, timeout=patience_s)
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Any:
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not in the main thread, which alone gets signals
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def free_ports(count: int) -> list[int]:
+    """TCP ports of the loopback that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+    finally:
+        for each in sockets:
+            each.close()
