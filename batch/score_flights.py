@@ -18,6 +18,7 @@ def main() -> None:
     parser.add_argument("--month", type=int, choices=range(1, 13), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the predictions")
     parser.add_argument("--rows", type=int, help="score only the first rows of the month")
+    parser.add_argument("--workers", type=int, help="actors (default: the CPUs that are free)")
     given = parser.parse_args()
     source = Path(data_dir) / "data" / "requests" / f"2013-{given.month:02d}.parquet"
     with tempfile.TemporaryDirectory() as scratch:
@@ -25,7 +26,8 @@ def main() -> None:
             head = Path(scratch) / source.name
             pl.read_parquet(source, n_rows=given.rows).write_parquet(head)
             source = head
-        done = graph.job(str(source), str(given.out), keep=["flight_id"]).run()
+        job = graph.job(str(source), str(given.out), keep=["flight_id"], workers=given.workers)
+        done = job.run()
     print(f"{done.rows} rows, {done.rows_per_s:,.0f} rows/s, {done.dead_letters} dead letters")
 
 

@@ -92,3 +92,17 @@ class Outcome:
                 parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
             start = stop
         return parts
+
+
+def joined(parts: Sequence[Outcome]) -> Outcome:
+    """Outcomes of consecutive rows as one; a part without any good row has no columns."""
+    starts = np.cumsum([0, *(part.n for part in parts)])
+    rows = np.concatenate([part.rows + s for part, s in zip(parts, starts, strict=False)])
+    good = [part.columns for part in parts if len(part.rows)]
+    columns = {n: np.concatenate([c[n] for c in good]) for n in good[0]} if good else {}
+    errors = {
+        int(row + start): error
+        for part, start in zip(parts, starts, strict=False)
+        for row, error in part.errors.items()
+    }
+    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors)

@@ -1,6 +1,5 @@
 """What a plan becomes: stages, edges, and the columns that cross from process to process."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,7 +91,7 @@ def _stage_row(plan: Plan, stage: Stage) -> StageRow:
     replicas = settings.replicas
     if stage.placement is None:
         online = f"inside the ingress deployment {plan.graph_name!r}"
-        offline = "map_batches, one actor for each free CPU"
+        offline = "map_batches, one actor for each CPU"
     else:
         resources = _resources(stage.placement)
         online = f"Serve deployment {stage.steps[0].name!r}{resources}"
@@ -111,13 +110,6 @@ def _stage_row(plan: Plan, stage: Stage) -> StageRow:
 
 
 def _resources(placement: Placement) -> str:
-    parts: Sequence[str] = [
-        f"{amount:g} {name.removeprefix('num_').upper() if name.startswith('num_') else name}"
-        for name, amount in {
-            "num_gpus": placement.num_gpus,
-            "num_cpus": placement.num_cpus,
-            **placement.resources,
-        }.items()
-        if amount
-    ]
-    return f" ({', '.join(parts).replace('GPUS', 'GPU').replace('CPUS', 'CPU')})" if parts else ""
+    amounts = {"GPU": placement.num_gpus, "CPU": placement.num_cpus, **placement.resources}
+    parts = [f"{amount:g} {name}" for name, amount in amounts.items() if amount]
+    return f" ({', '.join(parts)})" if parts else ""

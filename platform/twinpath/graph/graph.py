@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from twinpath.errors import (
-    CycleError,
     DuplicateNameError,
     GraphError,
     UnknownNodeError,
@@ -21,6 +20,7 @@ from twinpath.graph.node import declared, placement_of
 from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.plan import INPUT, Exit, Plan, Step, compile_plan
 from twinpath.graph.schema import Schema
+from twinpath.graph.wiring import check_merges, topological
 
 if TYPE_CHECKING:
     from twinpath.graph.local import Result
@@ -253,7 +253,7 @@ class Graph:
             return ids[reference]
 
         sources = {w.step.id: tuple(resolve(s) for s in w.sources) for w in self._wires}
-        order = _topological(sources, {wire.step.id: wire.step.name for wire in self._wires})
+        order = topological(sources, {wire.step.id: wire.step.name for wire in self._wires})
         # From here ids count in topological order: a higher id is never upstream of a lower one,
         # which is what "written later" means when frames merge.
         new = {INPUT: INPUT} | {old: position for position, old in enumerate(order)}
@@ -261,7 +261,7 @@ class Graph:
             replace(self._wires[old].step, id=new[old], sources=tuple(new[s] for s in sources[old]))
             for old in order
         ]
-        _check_merges(steps)
+        check_merges(steps)
         results = tuple(new[resolve(result)] for result in self._results)
         exits = tuple(replace(leaving, source=new[leaving.source]) for leaving in self._exits)
         return compile_plan(
@@ -296,68 +296,3 @@ def _check_name(name: str, what: str) -> None:
         raise GraphError(
             f"{name!r} is no {what} name: letters, digits, '_' and '-', starting with a letter"
         )
-
-
-def _topological(sources: Mapping[int, tuple[int, ...]], names: Mapping[int, str]) -> list[int]:
-    """Ids so that each comes after its sources. Raises CycleError with the loop spelled out."""
-    order: list[int] = []
-    path: list[int] = []
-
-    def visit(step: int) -> None:
-        if step == INPUT or step in order:
-            return
-        if step in path:
-            loop = [names[i] for i in [*path[path.index(step) :], step]]
-            raise CycleError(f"these nodes wait for each other: {' ← '.join(loop)}; cut one edge")
-        path.append(step)
-        for source in sources[step]:
-            visit(source)
-        path.pop()
-        order.append(step)
-
-    for step in sources:
-        visit(step)
-    return order
-
-
-def _check_merges(steps: list[Step]) -> None:
-    """Refuse two independent branches, both for all rows, that write the same column."""
-    by_id = {step.id: step for step in steps}
-    before: dict[int, set[int]] = {INPUT: set()}
-    for step in steps:
-        before[step.id] = {step.id}.union(*(before[s] for s in step.sources))
-        for i, left in enumerate(step.sources):
-            for right in step.sources[i + 1 :]:
-                mine, theirs = before[left] - before[right], before[right] - before[left]
-                _check_gaps(step, [by_id[s] for s in sorted(mine)])
-                _check_gaps(step, [by_id[s] for s in sorted(theirs)])
-                if any(by_id[s].where is not None for s in mine | theirs):
-                    continue
-                for a in sorted(mine):
-                    for b in sorted(theirs):
-                        both = set(by_id[a].outputs or ()) & set(by_id[b].outputs or ())
-                        if both:
-                            raise DuplicateNameError(
-                                f"node {step.name!r} merges {by_id[a].name!r} and {by_id[b].name!r}"
-                                f", and both write column {min(both)!r}: rename one of them"
-                            )
-
-
-def _check_gaps(merge: Step, branch: list[Step]) -> None:
-    """Refuse a branch of some rows that, once merged, leaves a column which cannot be null."""
-    if not any(step.where is not None for step in branch):
-        return
-    first = next(i for i, step in enumerate(branch) if step.where is not None)
-    for step in branch[first:]:
-        if step.outputs is None and step.node is not None:
-            raise GraphError(
-                f"node {step.name!r} runs on some rows only and node {merge.name!r} merges them "
-                "with others, so it must declare its outputs: add outputs = {'column': 'float64'}"
-            )
-        for column, kind in (step.outputs or {}).items():
-            if column not in step.defaults and not kind.has_gap:
-                raise GraphError(
-                    f"node {step.name!r} runs on some rows only and writes {column!r} as {kind}, "
-                    f"which cannot be null where {merge.name!r} merges them with others: "
-                    f"give default={{{column!r}: …}}"
-                )

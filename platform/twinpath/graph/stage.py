@@ -17,7 +17,7 @@ from twinpath.errors import (
     TwinpathError,
     did_you_mean,
 )
-from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, row_count, take
+from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, joined, row_count, take
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
@@ -90,7 +90,7 @@ class NodeRunner:
         for start, stop in ((0, n // 2), (n // 2, n)):
             part = {name: values[start:stop] for name, values in columns.items()}
             halves.append(await self.call(part))
-        return _joined(halves)
+        return joined(halves)
 
     def _checked(self, result: Any, n: int) -> Outcome:
         step = self.step
@@ -143,20 +143,6 @@ class NodeRunner:
                 )
             columns[name] = conformed
         return columns
-
-
-def _joined(parts: Sequence[Outcome]) -> Outcome:
-    """Outcomes of consecutive rows as one; a part without any good row has no columns."""
-    starts = np.cumsum([0, *(part.n for part in parts)])
-    rows = np.concatenate([part.rows + s for part, s in zip(parts, starts, strict=False)])
-    good = [part.columns for part in parts if len(part.rows)]
-    columns = {n: np.concatenate([c[n] for c in good]) for n in good[0]} if good else {}
-    errors = {
-        int(row + start): error
-        for part, start in zip(parts, starts, strict=False)
-        for row, error in part.errors.items()
-    }
-    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -250,8 +236,8 @@ class Executor:
         taken = np.zeros(state.n, dtype=bool)
         for leaving in self.plan.exits:
             frame = state.alive(state.frames[leaving.source])
-            frame = self._selected(frame, leaving.where, "exit", state)
-            frames.append(frame.at(np.flatnonzero(~taken[frame.rows])))
+            frame = frame.at(np.flatnonzero(~taken[frame.rows]))
+            frames.append(self._selected(frame, leaving.where, "exit", state))
             taken[frames[-1].rows] = True
         results = [state.alive(state.frames[source]) for source in self.plan.results]
         last = merge(results, len(self.plan.steps), gap_fill(self.plan, results))
@@ -289,8 +275,8 @@ class Executor:
             if name not in frame.columns:
                 if name not in defaults:
                     raise NodeContractError(
-                        f"the output needs column {name!r} ({kind}), and no node returned it."
-                        f"{did_you_mean(name, frame.columns)}"
+                        f"the output needs column {name!r} ({kind}), and no node returned it: "
+                        "return it from a node, or give the output's field a default"
                     )
                 columns[name] = kind.filled(len(frame.rows), defaults[name])
                 continue

@@ -14,9 +14,10 @@ from twinpath.offline.stages import StageCall
 if TYPE_CHECKING:
     from ray.data import Dataset
 
-#: Share of a CPU that a fused actor asks for; the rest lets reads and writes be scheduled.
-FUSED_NUM_CPUS = 0.8
-WRITE_NUM_CPUS = 0.2
+#: Share of a CPU that a fused actor asks for; the rest lets reads and writes be scheduled, also
+#: on a single CPU. (Listing files asks for what reading asks for.)
+FUSED_NUM_CPUS = 0.5
+IO_NUM_CPUS = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Job:
     has the columns of the graph's input, and may have others. ``keep`` names source columns to
     copy to the output. Rows that fail go to ``dead_letters`` (default: ``<sink>.dead_letters``).
     ``batch_size`` is in rows; ``workers`` is the number of actors of each fused stage (default:
-    the cluster's CPUs). Raises BatchJobError.
+    the CPUs that are free in the cluster). Raises BatchJobError.
     """
 
     def __init__(
@@ -83,7 +84,7 @@ class Job:
         self._prepare_sink()
         started = time.perf_counter()
         self._pipeline(str(self.dead_letters)).write_parquet(
-            str(self.sink), ray_remote_args={"num_cpus": WRITE_NUM_CPUS}
+            str(self.sink), ray_remote_args={"num_cpus": IO_NUM_CPUS}
         )
         duration_s = time.perf_counter() - started
         return Summary(
@@ -105,7 +106,7 @@ class Job:
     def _pipeline(self, dead_letters: str | None) -> "Dataset":
         data = _ray_data()
         data.DataContext.get_current().execution_options.preserve_order = True
-        workers = self.workers or _cluster_cpus()
+        workers = self.workers or _free_cpus()
         dataset = self._read(data, workers)
         self._check_source(dataset)
         for stage in self.plan.stages:
@@ -139,7 +140,8 @@ class Job:
                 raise BatchJobError(f"source {str(source)!r} does not exist")
             readers = {".csv": data.read_csv}
             read = readers.get(path.suffix, data.read_parquet)
-            return read(str(path), override_num_blocks=blocks)  # type: ignore[no-any-return]
+            options = {"override_num_blocks": blocks, "num_cpus": IO_NUM_CPUS}
+            return read(str(path), **options)  # type: ignore[no-any-return]
         if isinstance(source, data.Dataset):
             return source
         if hasattr(source, "to_pandas") and hasattr(source, "schema"):
@@ -178,9 +180,9 @@ def _ray_data() -> Any:
     return ray.data
 
 
-def _cluster_cpus() -> int:
+def _free_cpus() -> int:
     import ray
 
     if not ray.is_initialized():
         ray.init()
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+    return max(1, int(ray.available_resources().get("CPU", 1)))

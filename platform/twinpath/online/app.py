@@ -217,5 +217,3 @@ def _row_errors(errors: dict[int, RowError]) -> list[dict[str, Any]]:
 def _error(code: str, message: str, rows: dict[int, RowError] | None = None) -> dict[str, Any]:
     error: dict[str, Any] = {"code": code, "message": message}
     return {"error": error | ({"rows": _row_errors(rows)} if rows else {})}
-
-

@@ -1,13 +1,14 @@
 """The batcher: a bounded, cancel-safe queue around the batching policy, on one event loop."""
 
 import asyncio
+import contextvars
 import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 
-from twinpath.errors import DeadlineError, OverloadedError, TwinpathError
+from twinpath.errors import DeadlineError, NodeContractError, OverloadedError, TwinpathError
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
 from twinpath.graph.placement import Batch
 from twinpath.online.policy import BatchPolicy, Dispatch, WakeAt
@@ -50,6 +51,9 @@ class Batcher:
         self._flush_due = False
         self._wake: asyncio.TimerHandle | None = None
         self._average_s = 0.05
+        #: A batch belongs to no caller: run in the context of the one that happened to come
+        #: first, its calls would be cancelled with that one's request, and its mates with them.
+        self._context = contextvars.copy_context()
 
     @property
     def queued_rows(self) -> int:
@@ -64,8 +68,8 @@ class Batcher:
     async def submit(self, columns: Columns, deadline_s: float | None = None) -> Outcome:
         """The outcome of these rows. ``deadline_s`` is on ``time.monotonic``'s clock.
 
-        Raises OverloadedError at once when the queue is full, DeadlineError when the deadline
-        passed before the rows were run, and whatever ``run`` raises.
+        Raises OverloadedError at once when the queue is full, DeadlineError as soon as the
+        deadline passes while the rows wait (they are then never run), and whatever ``run`` raises.
         """
         rows = row_count(columns)
         waiting = self._policy.queued_rows
@@ -82,9 +86,13 @@ class Batcher:
         self._requests[ticket] = request
         self._policy.arrived(ticket, rows, time.monotonic())
         self._flush_soon(loop)
+        # An event loop's clock and time.monotonic are the same one.
+        expiry = None if deadline_s is None else loop.call_at(deadline_s, self._expire, ticket)
         try:
             return await request.future
         finally:
+            if expiry is not None:
+                expiry.cancel()
             if self._requests.pop(ticket, None) is not None:
                 self._policy.dropped(ticket)
 
@@ -98,7 +106,7 @@ class Batcher:
         from their sockets together travel together."""
         if not self._flush_due:
             self._flush_due = True
-            loop.call_soon(self._flush)
+            loop.call_soon(self._flush, context=self._context)
 
     def _flush(self) -> None:
         self._flush_due = False
@@ -109,9 +117,9 @@ class Batcher:
         while (instruction := self._policy.decide(time.monotonic())) is not None:
             if isinstance(instruction, WakeAt):
                 delay_s = max(0.0, instruction.time_s - time.monotonic())
-                self._wake = loop.call_later(delay_s, self._flush)
+                self._wake = loop.call_later(delay_s, self._flush, context=self._context)
                 return
-            task = loop.create_task(self._dispatch(instruction))
+            task = loop.create_task(self._dispatch(instruction), context=self._context.copy())
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -124,6 +132,8 @@ class Batcher:
             for group in _compatible(requests):
                 await self._answer(group)
         finally:
+            for request in requests:  # only if this task itself was cancelled is any left
+                request.future.cancel()
             self._running_rows -= rows
             self._average_s += 0.2 * (time.monotonic() - started - self._average_s)
             self._policy.finished()
@@ -138,32 +148,50 @@ class Batcher:
             if request is None or request.future.done():
                 continue
             if request.deadline_s is not None and now_s >= request.deadline_s:
-                request.future.set_exception(
-                    DeadlineError("the deadline passed while the request waited; it was not run")
-                )
+                request.future.set_exception(_expired())
                 continue
             wanted.append(request)
         return wanted
 
+    def _expire(self, ticket: int) -> None:
+        """The deadline of a request has come: if it still waits, it is answered and forgotten."""
+        request = self._requests.pop(ticket, None)
+        if request is not None:
+            self._policy.dropped(ticket)
+            if not request.future.done():
+                request.future.set_exception(_expired())
+
     async def _answer(self, requests: list[_Request]) -> None:
-        """Run one batch. Whatever happens, every future is resolved."""
+        """Run one batch. Every future is resolved, unless this very task is cancelled."""
+        rows = sum(request.rows for request in requests)
+        error: Exception
         try:
             outcome = await self._run(concat([request.columns for request in requests]))
+            if outcome.n != rows:
+                raise NodeContractError(f"a batch of {rows} rows came back with {outcome.n}")
             parts = outcome.split([request.rows for request in requests])
-        except Exception as error:
-            if not isinstance(error, TwinpathError):
-                _LOG.exception("a batch of %d requests failed", len(requests))
-            for request in requests:
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            # Not us: something that the batch waited for was cancelled, such as a remote call.
+            error = TwinpathError("the call behind this batch was cancelled: send it again")
+        except Exception as raised:
+            error = raised
+        else:
+            for request, part in zip(requests, parts, strict=True):
                 if not request.future.done():
-                    request.future.set_exception(error)
+                    request.future.set_result(part)
             return
-        except BaseException:
-            for request in requests:
-                request.future.cancel()
-            raise
-        for request, part in zip(requests, parts, strict=True):
+        if not isinstance(error, TwinpathError):
+            _LOG.error("a batch of %d requests failed", len(requests), exc_info=error)
+        for request in requests:
             if not request.future.done():
-                request.future.set_result(part)
+                request.future.set_exception(error)
+
+
+def _expired() -> DeadlineError:
+    return DeadlineError("the deadline passed while the request waited; it was not run")
 
 
 def _shape(columns: Columns) -> _Shape:

@@ -61,7 +61,9 @@ class PlacedNode:
         """n rows of the columns that the node reads → its own columns that anything reads."""
         outcome = await self._batcher.submit(columns)
         if self._returns is not None:
-            kept = {name: outcome.columns[name] for name in self._returns if name in outcome.columns}
+            kept = {
+                name: outcome.columns[name] for name in self._returns if name in outcome.columns
+            }
             return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
         return outcome
 

@@ -63,6 +63,8 @@ class ServeSession:
         paths = [str(path) for path in pythonpath] + [self.env.get("PYTHONPATH", "")]
         self.env |= {
             MARKER: self.marker,
+            # A job's entrypoint is a command line: its `python` must be this one.
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{self.env.get('PATH', os.defpath)}",
             "PYTHONPATH": os.pathsep.join(path for path in paths if path),
             "RAY_ADDRESS": f"127.0.0.1:{self.gcs_port}",
             "RAY_DASHBOARD_ADDRESS": self.dashboard_url,
