@@ -79,7 +79,9 @@ def run(console: Console, port: int, leave: bool) -> None:
         ):
             offline = score(session, Path(scratch) / "scored", folder)
         compare(console, requests, online, offline)
-        with step(console, f"Load for {LOAD_S:g} s at {CONNECTIONS} connections, one row a request"):
+        with step(
+            console, f"Load for {LOAD_S:g} s at {CONNECTIONS} connections, one row a request"
+        ):
             rate, p50_ms, p99_ms = asyncio.run(load(session.url, requests))
         console.print(f"  {rate:,.0f} requests/s, p50 {p50_ms:.1f} ms, p99 {p99_ms:.1f} ms")
         console.print("  [dim](client and server share this machine's cores)[/]")
@@ -232,7 +234,11 @@ def show_addresses(console: Console, session: ServeSession, row: dict[str, Any])
     console.print(f"  readiness  {session.url}/readyz")
     console.print(f"  Ray        {session.dashboard_url} [dim](token {session.marker})[/]\n")
     body = body_of([row]).decode()
-    console.print(f"  curl {session.url}{PATH} -H 'content-type: application/json' -d '{body}'", soft_wrap=True, highlight=False)
+    console.print(
+        f"  curl {session.url}{PATH} -H 'content-type: application/json' -d '{body}'",
+        soft_wrap=True,
+        highlight=False,
+    )
 
 
 if __name__ == "__main__":

@@ -31,9 +31,7 @@ def test_a_chain_of_stage_calls_gives_what_the_local_runtime_gives(recipe, data)
         block = through_arrow(StageCall(graph.plan, stage.index, (), None)(block))
     errors = decode_errors(block.pop(ROW_ERROR))
     assert row_count(block) == len(data)
-    assert {i: e.code for i, e in errors.items()} == {
-        i: e.code for i, e in expected.errors.items()
-    }
+    assert {i: e.code for i, e in errors.items()} == {i: e.code for i, e in expected.errors.items()}
     good = take(block, expected.outcome.rows)
     for name, values in expected.columns.items():
         if values.dtype == object:

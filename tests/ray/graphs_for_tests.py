@@ -106,3 +106,9 @@ broken = Graph("broken", input=Number, output=Answer)
 with broken as number:
     broken.output(TooFew()(number))
 broken_app = broken.app
+
+#: The rows of an ingress wait for each other, so that clients are sure to share a batch.
+shared = Graph("shared", input=Number, output=Answer, batch=Batch(max_wait_ms=300))
+with shared as number:
+    shared.output(Slow(1.0).on(num_cpus=0.1)(number, name="slow"))
+shared_app = shared.app

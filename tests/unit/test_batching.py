@@ -45,7 +45,7 @@ def batcher(run: Run, max_size: int = 256, **limits: int) -> Batcher:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 (any condition, on one loop)
             await asyncio.sleep(0)
 
 

@@ -204,15 +204,22 @@ def test_a_branch_declares_its_outputs_and_what_skipped_rows_get():
         g.output(Add()(rows))
 
 
-@pytest.mark.parametrize("kind", ["int64", "undeclared"])
-def test_a_node_further_down_a_branch_may_not_leave_what_cannot_be_null(kind):
+@pytest.mark.parametrize("at_output", [False, True])
+def test_a_node_further_down_a_branch_may_not_leave_what_cannot_be_null(at_output):
     class Further(Node):
-        outputs = None if kind == "undeclared" else {"k": kind}
+        outputs = {"k": "int64"}
 
     g = graph()
     with pytest.raises(GraphError, match="'further' runs on some rows only"), g as rows:  # noqa: PT012
-        deep = Further()(Add()(rows, where=col("x") > 0))
-        g.output(Add("x", "y", 5.0)(deep, rows, name="merge"))
+        branch = Add()(rows, where=col("x") > 0)
+        deep = Further()(branch)
+        g.output(*((deep, rows) if at_output else (Add("x", "y", 5.0)(deep, rows, name="merge"),)))
+
+
+def test_two_handles_of_the_output_may_not_write_the_same_column():
+    g = graph()
+    with pytest.raises(DuplicateNameError, match="'output' merges"), g as rows:
+        g.output(Add()(rows, name="left"), Add()(rows, name="right"))
 
 
 @pytest.mark.parametrize(

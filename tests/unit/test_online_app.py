@@ -324,7 +324,7 @@ async def test_shutting_down_waits_for_what_was_accepted():
     app._batcher._run = run
     async with client_of(app) as client:
         asked = asyncio.create_task(client.post("/predict", json={"rows": [{"x": 1}]}))
-        while not app._batcher.running_rows:
+        while not app._batcher.running_rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
         messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
         sent: list[str] = []

@@ -15,7 +15,7 @@ def print_explanation(explanation: Explanation, console: Console) -> None:
         Text.assemble(
             ("graph ", "dim"),
             (explanation.graph, "bold"),
-            (f"  {nodes} nodes in {len(explanation.stages)} stages", "dim"),
+            (f"  nodes: {nodes}, stages: {len(explanation.stages)}", "dim"),
         )
     )
     console.print(_stages(explanation))

@@ -20,7 +20,7 @@ from twinpath.graph.node import declared, placement_of
 from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.plan import INPUT, Exit, Plan, Step, compile_plan
 from twinpath.graph.schema import Schema
-from twinpath.graph.wiring import check_merges, topological
+from twinpath.graph.wiring import check_gaps, check_merges, topological
 
 if TYPE_CHECKING:
     from twinpath.graph.local import Result
@@ -261,8 +261,10 @@ class Graph:
             replace(self._wires[old].step, id=new[old], sources=tuple(new[s] for s in sources[old]))
             for old in order
         ]
-        check_merges(steps)
         results = tuple(new[resolve(result)] for result in self._results)
+        met = [*steps, Step(len(steps), "output", None, results)]
+        check_merges(met)
+        check_gaps(met, self.input_schema.fields)
         exits = tuple(replace(leaving, source=new[leaving.source]) for leaving in self._exits)
         return compile_plan(
             self.name, self.input_schema, self.output_schema, steps, results,

@@ -194,7 +194,9 @@ class Schema:
 
     def _column(self, field: Field, models: list[Any]) -> tuple[NDArray[Any], dict[int, str]]:
         """The field of these models as an array, and positions whose whole number is too big."""
-        values = [plain_value(getattr(model, field.name)) for model in models]
+        values = [getattr(model, field.name) for model in models]
+        if field.choices is not None or field.type.dtype in ("any", "datetime64[us]"):
+            values = [plain_value(value) for value in values]
         beyond: dict[int, str] = {}
         if field.type.dtype in ("str", "any"):
             array = np.empty(len(values), dtype=object)

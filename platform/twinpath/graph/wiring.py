@@ -1,6 +1,6 @@
 """Checks of how nodes are wired: order, cycles, and branches that meet."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from twinpath.errors import CycleError, DuplicateNameError, GraphError
 from twinpath.graph.plan import INPUT, Step
@@ -37,8 +37,6 @@ def check_merges(steps: list[Step]) -> None:
         for i, left in enumerate(step.sources):
             for right in step.sources[i + 1 :]:
                 mine, theirs = before[left] - before[right], before[right] - before[left]
-                _check_gaps(step, [by_id[s] for s in sorted(mine)])
-                _check_gaps(step, [by_id[s] for s in sorted(theirs)])
                 if any(by_id[s].where is not None for s in mine | theirs):
                     continue
                 for a in sorted(mine):
@@ -51,21 +49,36 @@ def check_merges(steps: list[Step]) -> None:
                             )
 
 
-def _check_gaps(merge: Step, branch: list[Step]) -> None:
-    """Refuse a branch of some rows that, once merged, leaves a column which cannot be null."""
-    if not any(step.where is not None for step in branch):
-        return
-    first = next(i for i, step in enumerate(branch) if step.where is not None)
-    for step in branch[first:]:
-        if step.outputs is None and step.node is not None:
-            raise GraphError(
-                f"node {step.name!r} runs on some rows only and node {merge.name!r} merges them "
-                "with others, so it must declare its outputs: add outputs = {'column': 'float64'}"
-            )
-        for column, kind in (step.outputs or {}).items():
-            if column not in step.defaults and not kind.has_gap:
-                raise GraphError(
-                    f"node {step.name!r} runs on some rows only and writes {column!r} as {kind}, "
-                    f"which cannot be null where {merge.name!r} merges them with others: "
-                    f"give default={{{column!r}: …}}"
-                )
+def check_gaps(steps: list[Step], inputs: Iterable[str]) -> None:
+    """Refuse a merge that leaves rows without a value of a column which cannot be null.
+
+    Rows are sets of tokens: INPUT for all of them, or the id of the step whose where= chose them.
+    """
+    parents: dict[int, frozenset[int]] = {INPUT: frozenset()}
+    rows: dict[int, frozenset[int]] = {INPUT: frozenset({INPUT})}
+    names: dict[int, set[str]] = {INPUT: set(inputs)}
+    defaults = {name for step in steps for name in step.defaults}
+
+    def covers(given: frozenset[int], token: int) -> bool:
+        above = parents[token]
+        return token in given or (bool(above) and all(covers(given, t) for t in above))
+
+    for step in steps:
+        merged = frozenset().union(*(rows[source] for source in step.sources))
+        names[step.id] = set().union(*(names[source] for source in step.sources))
+        for name in sorted(names[step.id] - defaults):
+            given = frozenset().union(*(rows[s] for s in step.sources if name in names[s]))
+            if all(covers(given, token) for token in merged):
+                continue
+            for writer in steps[: steps.index(step)]:
+                kind = (writer.outputs or {}).get(name)
+                if kind is not None and not kind.has_gap:
+                    raise GraphError(
+                        f"node {writer.name!r} runs on some rows only and writes {name!r} as "
+                        f"{kind}, which cannot be null where {step.name!r} merges them with "
+                        f"others: give default={{{name!r}: …}}"
+                    )
+        rows[step.id] = merged
+        if step.where is not None:
+            parents[step.id], rows[step.id] = merged, frozenset({step.id})
+        names[step.id] |= set(step.outputs or ())

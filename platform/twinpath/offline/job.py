@@ -141,13 +141,13 @@ class Job:
             readers = {".csv": data.read_csv}
             read = readers.get(path.suffix, data.read_parquet)
             options = {"override_num_blocks": blocks, "num_cpus": IO_NUM_CPUS}
-            return read(str(path), **options)  # type: ignore[no-any-return]
+            return read(str(path), **options)
         if isinstance(source, data.Dataset):
             return source
         if hasattr(source, "to_pandas") and hasattr(source, "schema"):
-            return data.from_arrow(source).repartition(blocks)  # type: ignore[no-any-return]
+            return data.from_arrow(source).repartition(blocks)
         if hasattr(source, "columns") and hasattr(source, "iloc"):
-            return data.from_pandas(source, override_num_blocks=blocks)  # type: ignore[no-any-return]
+            return data.from_pandas(source, override_num_blocks=blocks)
         raise BatchJobError(
             f"cannot read {type(source).__name__}: expected a Parquet or CSV path, a DataFrame, "
             "an Arrow table or a Ray Dataset"

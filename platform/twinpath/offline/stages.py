@@ -65,7 +65,9 @@ class StageCall:
         """Columns of the source that the graph knows; a refused row keeps its place."""
         fields = self._plan.input_schema.fields
         n = row_count(block)
-        checked = self._plan.input_schema.from_columns({k: v for k, v in block.items() if k in fields})
+        checked = self._plan.input_schema.from_columns(
+            {k: v for k, v in block.items() if k in fields}
+        )
         frame = input_frame(checked.columns, len(checked.rows), self._plan.live_input)
         frame.rows = checked.rows
         return State(n, {INPUT: frame}, dict(checked.errors))

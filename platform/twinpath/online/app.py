@@ -5,6 +5,8 @@ Nothing here knows Ray; any ASGI server can run it.
 
 import contextlib
 import logging
+import math
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -12,11 +14,12 @@ from urllib.parse import parse_qs
 
 import orjson
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 import twinpath
 from twinpath.errors import (
@@ -45,7 +48,10 @@ class _WrongMediaError(InputError):
 
 
 class GraphApp:
-    """The app. ``close`` is awaited at shutdown, after the last request."""
+    """The app. ``close`` is awaited at shutdown, after the last request; ``unready`` gives the
+    names of nodes in other processes that are not set up yet. Rows that wait longer than
+    ``queue_timeout_s`` are given up with 504.
+    """
 
     def __init__(
         self,
@@ -53,11 +59,15 @@ class GraphApp:
         batcher: Batcher,
         max_body_bytes: int,
         close: Callable[[], Awaitable[None]] | None = None,
+        *,
+        unready: Callable[[], Awaitable[list[str]]] | None = None,
+        queue_timeout_s: float = 60.0,
     ) -> None:
         self._plan, self._batcher = plan, batcher
         self._max_body_bytes = max_body_bytes
         self._predict_paths = ("/predict", f"/{plan.graph_name}/predict")
-        self._close = close
+        self._close, self._unready = close, unready
+        self._queue_timeout_s = queue_timeout_s
         self._others = self._other_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,11 +78,11 @@ class GraphApp:
             if path[len(root) if path.startswith(root) else 0 :] in self._predict_paths:
                 await self._predict(scope, receive, send)
                 return
-        await self._others(scope, receive, send)
+        await self._others(scope, receive, _with_request_id(scope, send))
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = headers.get(b"x-request-id") or uuid.uuid4().hex.encode()
+        request_id = _request_id(headers)
         extra: _Headers = [(b"x-request-id", request_id)]
         try:
             partial = _wants_partial(scope["query_string"])
@@ -82,13 +92,15 @@ class GraphApp:
             checked = self._plan.input_schema.from_json_rows(body)
             outcome = checked
             if len(checked.rows) and (partial or checked.ok):
-                answered = await self._batcher.submit(checked.columns)
+                answered = await self._batcher.submit(
+                    checked.columns, time.monotonic() + self._queue_timeout_s
+                )
                 outcome = after_validation(checked, answered)
             status, document = self._answer(outcome, partial)
         except TwinpathError as error:
             status, document = error.http_status, _error(error.code, error.message)
             if isinstance(error, OverloadedError):
-                extra.append((b"retry-after", str(max(1, round(error.retry_after_s))).encode()))
+                extra.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
             if status == 500:
                 _LOG.error("request %s failed: %s", request_id.decode("latin-1"), error)
         except Exception:
@@ -163,11 +175,20 @@ class GraphApp:
 
         async def ready(request: Request) -> JSONResponse:
             # The app exists only once every node of this process has been set up.
+            missing = await self._unready() if self._unready is not None else []
+            if missing:
+                text = f"not set up yet: {', '.join(missing)}; ask again in a second"
+                return JSONResponse(_error("not_ready", text), 503, {"Retry-After": "1"})
             return JSONResponse({"graph": plan.graph_name, "status": "ready"})
 
-        async def wrong_method(request: Request) -> JSONResponse:
-            text = f"{request.method} is not allowed here: POST rows to it"
-            return JSONResponse(_error("method_not_allowed", text), 405, {"Allow": "POST"})
+        async def not_post(request: Request) -> JSONResponse:
+            raise HTTPException(405, headers={"Allow": "POST"})
+
+        async def wrong_method(request: Request, error: Exception) -> JSONResponse:
+            headers = dict(getattr(error, "headers", None) or {})
+            allowed = headers.get("Allow", "GET")
+            text = f"{request.method} is not allowed here: expected {allowed}"
+            return JSONResponse(_error("method_not_allowed", text), 405, headers)
 
         async def not_found(request: Request, error: Exception) -> JSONResponse:
             known = ", ".join([f"POST /{plan.graph_name}/predict", *_PAGES])
@@ -181,7 +202,7 @@ class GraphApp:
                 await self._close()
 
         routes = [
-            *(Route(path, wrong_method, methods=_OTHER_METHODS) for path in self._predict_paths),
+            *(Route(path, not_post, methods=_OTHER_METHODS) for path in self._predict_paths),
             Route("/docs", docs),
             Mount("/docs", StaticFiles(directory=openapi.assets())),
             Route("/openapi.json", describe),
@@ -189,12 +210,32 @@ class GraphApp:
             Route("/readyz", ready),
         ]
         return Starlette(
-            routes=routes, lifespan=lifespan, exception_handlers={404: not_found}
-        )  # fmt: skip
+            routes=routes,
+            lifespan=lifespan,
+            exception_handlers={404: not_found, 405: wrong_method},
+        )
 
 
 _PAGES = ("GET /docs", "GET /openapi.json", "GET /healthz", "GET /readyz")
-_OTHER_METHODS = ["GET", "PUT", "PATCH", "DELETE"]
+_OTHER_METHODS = ["GET", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+def _request_id(headers: dict[bytes, bytes]) -> bytes:
+    return headers.get(b"x-request-id") or uuid.uuid4().hex.encode()
+
+
+def _with_request_id(scope: Scope, send: Send) -> Send:
+    """A ``send`` that adds the request's id to the answer."""
+    if scope["type"] != "http":
+        return send
+    request_id = _request_id(dict(scope["headers"]))
+
+    async def with_id(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), (b"x-request-id", request_id)]
+        await send(message)
+
+    return with_id
 
 
 def _wants_partial(query: bytes) -> bool:

@@ -39,9 +39,11 @@ class NodeArgs(Strict):
 
 
 class IngressArgs(NodeArgs):
-    """The ingress, which runs all fused nodes. Sizes of queues are in rows, of bodies in bytes."""
+    """The ingress, which runs all fused nodes. Sizes of queues are in rows, of bodies in bytes;
+    rows that wait longer than ``queue_timeout_s`` seconds are given up with 504."""
 
     max_queue_rows: int = Field(16384, ge=1)
+    queue_timeout_s: float = Field(60.0, gt=0)
     max_inflight: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
     offload_after_ms: float = Field(10.0, ge=0)
@@ -57,7 +59,7 @@ class GraphArgs(Strict):
 def args_model(plan: Plan) -> type[GraphArgs]:
     """The argument model of a graph: ``ingress``, and ``nodes`` with a key for each node."""
     names = [step.name for step in plan.steps if step.node is not None]
-    fields: dict[str, Any] = {name: (NodeArgs | None, None) for name in names}
+    fields: dict[str, Any] = dict.fromkeys(names, (NodeArgs | None, None))
     nodes = create_model("Nodes", __base__=Strict, **fields)
     return create_model("Args", __base__=GraphArgs, nodes=(nodes, nodes()))
 

@@ -99,7 +99,8 @@ class Batcher:
     async def close(self) -> None:
         """Wait until everything accepted has been answered."""
         while self._requests or self._tasks:
-            await asyncio.sleep(0.005)
+            waiting = [request.future for request in self._requests.values()]
+            await asyncio.wait([*waiting, *self._tasks])
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Flush behind all callbacks of this loop iteration, so that requests which were read

@@ -44,6 +44,7 @@ _FAILURES = {
     "422": "a row does not fit the input model, or a node could not compute it",
     "500": "a node broke its contract, or an unexpected error",
     "503": "the queue is full; retry after Retry-After seconds",
+    "504": "the rows waited too long and were not run",
 }
 
 

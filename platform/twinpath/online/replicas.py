@@ -15,6 +15,8 @@ from twinpath.online.batcher import Batcher
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
 REMOTE_MAX_INFLIGHT = 64
+#: How long a readiness probe waits for a placed node's answer.
+PROBE_S = 1.0
 
 
 class Ingress:
@@ -22,6 +24,12 @@ class Ingress:
 
     def __init__(self, plan: Plan, args: IngressArgs, handles: Mapping[str, Any]) -> None:
         self._plan, self._args = plan, args
+        # A node that may rest at no replica is not waited for: a probe must not wake it.
+        self._awaited = {
+            step.name: handles[step.name]
+            for step in plan.placed
+            if step.placement is not None and step.placement.replicas.min > 0
+        }
         remotes = {name: _remote(handle) for name, handle in handles.items()}
         self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
         self._executor.setup()
@@ -34,11 +42,29 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
-        return GraphApp(self._plan, self._batcher, self._args.max_body_bytes, self._close)
+        return GraphApp(
+            self._plan,
+            self._batcher,
+            self._args.max_body_bytes,
+            self._close,
+            unready=self._unready,
+            queue_timeout_s=self._args.queue_timeout_s,
+        )
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
         return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+
+    async def _unready(self) -> list[str]:
+        """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
+        for name, ready in zip(
+            list(self._awaited),
+            await asyncio.gather(*(_answers(handle) for handle in self._awaited.values())),
+            strict=True,
+        ):
+            if ready:
+                self._awaited.pop(name, None)
+        return sorted(self._awaited)
 
     async def _close(self) -> None:
         await self._batcher.close()
@@ -67,6 +93,10 @@ class PlacedNode:
             return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
         return outcome
 
+    def ready(self) -> bool:
+        """Answers only once the constructor, and so the node's setup, is through."""
+        return True
+
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
         return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
@@ -85,12 +115,20 @@ def _remote(handle: Any) -> NodeCall:
     return call
 
 
-async def _unwrapped(response: Any) -> Outcome:
+async def _answers(handle: Any) -> bool:
+    response = handle.ready.remote()
+    try:
+        return bool(await asyncio.wait_for(_unwrapped(response), PROBE_S))
+    except Exception:
+        response.cancel()
+        return False
+
+
+async def _unwrapped(response: Any) -> Any:
     """Await a handle's response; an error of our own tree comes back as itself."""
     from ray.exceptions import RayTaskError
 
     try:
-        outcome: Outcome = await response
+        return await response
     except RayTaskError as error:
         raise (error.cause if isinstance(error.cause, Exception) else error) from None
-    return outcome

@@ -117,7 +117,12 @@ class ServeSession:
         )  # fmt: skip
 
     def command(
-        self, program: str, *args: str, timeout_s: float = 120, without: Sequence[str] = (), **kw: Any
+        self,
+        program: str,
+        *args: str,
+        timeout_s: float = 120,
+        without: Sequence[str] = (),
+        **kw: Any,
     ) -> str:
         """Run a program of this environment's ``bin`` to its end; its output.
 
