@@ -52,7 +52,7 @@ check: lint  ## lint and the quick tests, in about a minute
 # One pytest over everything, so that its closing line counts every test.
 .PHONY: test
 test: lint  ## lint and every test, notebooks included
-	$(call within,4500) $(PYTEST) --nbmake --nbmake-timeout=300 \
+	$(call within,3300) $(PYTEST) --nbmake --nbmake-timeout=300 \
 	    tests $(wildcard notebooks) $(ARGS)
 
 .PHONY: bench

@@ -1,5 +1,7 @@
 """Will this flight arrive more than 15 minutes late? Prepare with graphs.flights_model.train."""
 
+from typing import Any
+
 from graphs.flights_model.decide import Decide
 from graphs.flights_model.nodes import CLOSE_CALL, DelayModel, FlightFeatures, SecondOpinion
 from graphs.flights_model.preprocess import Preprocess
@@ -20,3 +22,11 @@ with graph as flight:
     graph.output(Decide(threshold=0.5, data_dir=data_dir)(score, review))
 
 app = graph.app
+
+
+def __getattr__(name: str) -> Any:
+    """``built`` is the application with default args, for ``serve build graphs.flights:built``:
+    Ray builds applications only, not builders. Made when asked for, since it imports Ray."""
+    if name == "built":
+        return app({})
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -50,7 +50,8 @@ class _WrongMediaError(InputError):
 class GraphApp:
     """The app. ``close`` is awaited at shutdown, after the last request; ``unready`` gives the
     names of nodes in other processes that are not set up yet. Rows that wait longer than
-    ``queue_timeout_s`` are given up with 504.
+    ``queue_timeout_s`` are given up with 504. ``echo_request_id`` is off where the server around
+    the app already does it, as Serve does.
     """
 
     def __init__(
@@ -62,12 +63,13 @@ class GraphApp:
         *,
         unready: Callable[[], Awaitable[list[str]]] | None = None,
         queue_timeout_s: float = 60.0,
+        echo_request_id: bool = True,
     ) -> None:
         self._plan, self._batcher = plan, batcher
         self._max_body_bytes = max_body_bytes
         self._predict_paths = ("/predict", f"/{plan.graph_name}/predict")
         self._close, self._unready = close, unready
-        self._queue_timeout_s = queue_timeout_s
+        self._queue_timeout_s, self._echo_request_id = queue_timeout_s, echo_request_id
         self._others = self._other_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,12 +80,13 @@ class GraphApp:
             if path[len(root) if path.startswith(root) else 0 :] in self._predict_paths:
                 await self._predict(scope, receive, send)
                 return
-        await self._others(scope, receive, _with_request_id(scope, send))
+        echo = self._echo_request_id and scope["type"] == "http"
+        await self._others(scope, receive, _with_request_id(scope, send) if echo else send)
 
     async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = _request_id(headers)
-        extra: _Headers = [(b"x-request-id", request_id)]
+        extra: _Headers = [(b"x-request-id", request_id)] if self._echo_request_id else []
         try:
             partial = _wants_partial(scope["query_string"])
             body = await self._body(headers, receive)
@@ -226,8 +229,6 @@ def _request_id(headers: dict[bytes, bytes]) -> bytes:
 
 def _with_request_id(scope: Scope, send: Send) -> Send:
     """A ``send`` that adds the request's id to the answer."""
-    if scope["type"] != "http":
-        return send
     request_id = _request_id(dict(scope["headers"]))
 
     async def with_id(message: Message) -> None:

@@ -24,7 +24,7 @@ class Strict(BaseModel):
 
 
 class NodeArgs(Strict):
-    """Placement of one node; a key that is given replaces what the graph says."""
+    """Placement of one node; a key that is given, and not null, replaces what the graph says."""
 
     num_cpus: float | None = Field(None, ge=0)
     num_gpus: float | None = Field(None, ge=0)
@@ -34,7 +34,8 @@ class NodeArgs(Strict):
 
     def over(self, placement: Placement | None) -> Placement:
         """The placement with these keys replaced."""
-        given = {k: getattr(self, k) for k in NodeArgs.model_fields if k in self.model_fields_set}
+        keys = [key for key in NodeArgs.model_fields if key in self.model_fields_set]
+        given = {key: value for key in keys if (value := getattr(self, key)) is not None}
         return (placement or Placement()).model_copy(update=given)
 
 

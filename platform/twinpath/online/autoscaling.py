@@ -18,12 +18,19 @@ def desired_replicas(load_rows: float, target_queue: float, low: int, high: int)
     return max(low, min(high, math.ceil(load_rows / target_queue)))
 
 
-def queue_depth_policy(ctx: Any, target_queue: float) -> tuple[int, dict[str, Any]]:
-    """Serve's policy interface: AutoscalingContext → (replicas, state)."""
+def queue_depth_policy(ctx: Any) -> tuple[int, dict[str, Any]]:
+    """Serve's policy interface: AutoscalingContext → (replicas, state).
+
+    It takes the context only: Serve gives ``policy_kwargs`` to classes, never to functions, and
+    a policy that raises stops the controller for every application.
+    """
     reported = (ctx.aggregated_metrics or {}).get(LOAD) or {}
     load = sum(reported.values()) + (ctx.total_queued_requests or 0.0)
     wanted = desired_replicas(
-        load, target_queue, ctx.capacity_adjusted_min_replicas, ctx.capacity_adjusted_max_replicas
+        load,
+        ctx.config.get_target_ongoing_requests(),
+        ctx.capacity_adjusted_min_replicas,
+        ctx.capacity_adjusted_max_replicas,
     )
     return wanted, ctx.policy_state or {}
 
@@ -42,9 +49,6 @@ def serve_scaling(replicas: Replicas) -> dict[str, Any]:
         look_back_period_s=2.0,
         upscale_delay_s=replicas.upscale_delay_s,
         downscale_delay_s=replicas.downscale_delay_s,
-        policy=AutoscalingPolicy(
-            policy_function="twinpath.online.autoscaling:queue_depth_policy",
-            policy_kwargs={"target_queue": replicas.target_queue},
-        ),
+        policy=AutoscalingPolicy(policy_function="twinpath.online.autoscaling:queue_depth_policy"),
     )
     return {"autoscaling_config": config}

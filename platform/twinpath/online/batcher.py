@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from twinpath.errors import DeadlineError, NodeContractError, OverloadedError, TwinpathError
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
@@ -99,8 +100,9 @@ class Batcher:
     async def close(self) -> None:
         """Wait until everything accepted has been answered."""
         while self._requests or self._tasks:
-            waiting = [request.future for request in self._requests.values()]
-            await asyncio.wait([*waiting, *self._tasks])
+            waiting: list[asyncio.Future[Any]] = [*self._tasks]
+            waiting += [request.future for request in self._requests.values()]
+            await asyncio.wait(waiting)
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Flush behind all callbacks of this loop iteration, so that requests which were read

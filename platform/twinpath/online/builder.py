@@ -15,7 +15,11 @@ from twinpath.online.args import GraphArgs, args_model, place
 
 def build_app_function(graph: Graph) -> Callable[[Any], Any]:
     """The builder function of a graph. Its one parameter is a pydantic model, so ``args`` of a
-    serve config are validated and unknown keys refused."""
+    serve config are validated and unknown keys refused.
+
+    Only functions get ``args``, in ``serve run`` and ``serve deploy``; ``serve build`` takes no
+    function, but the application that it returns: ``built = app({})``.
+    """
     model = args_model(graph.plan)
 
     def app(args: Any = None) -> Any:

@@ -49,6 +49,7 @@ class Ingress:
             self._close,
             unready=self._unready,
             queue_timeout_s=self._args.queue_timeout_s,
+            echo_request_id=False,
         )
 
     def record_autoscaling_stats(self) -> dict[str, float]:

@@ -163,7 +163,7 @@ class ServeSession:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and process.environ().get(MARKER) == self.marker:
+                if process.pid != os.getpid() and _carries(process, self.marker):
                     found.append(process)
         return found
 
@@ -178,6 +178,18 @@ class ServeSession:
                         process.send_signal(sign)
                 psutil.wait_procs(running, timeout=patience_s)
             shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _carries(process: psutil.Process, marker: str) -> bool:
+    """Whether the marker is anywhere in the environment of a process.
+
+    The raw block is searched: a process that changes its title (Ray's and vLLM's do) overwrites
+    the start of it with NULs, and psutil reads no further than those.
+    """
+    raw = Path(f"/proc/{process.pid}/environ")
+    if raw.exists():
+        return f"{MARKER}={marker}".encode() in raw.read_bytes()
+    return bool(process.environ().get(MARKER) == marker)
 
 
 @contextlib.contextmanager

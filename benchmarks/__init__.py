@@ -1,0 +1,1 @@
+"""Ours against peers, on this machine and in one run."""

@@ -1,0 +1,97 @@
+"""Replicas on queue depth, as a pure function and through Serve's policy interface."""
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twinpath import Replicas
+from twinpath.online.autoscaling import LOAD, desired_replicas, queue_depth_policy, serve_scaling
+
+
+@pytest.mark.parametrize(
+    ("load", "wanted"), [(0, 1), (1, 1), (4, 1), (4.5, 2), (5, 2), (8, 2), (9, 3), (1000, 3)]
+)
+def test_each_replica_gets_its_target_queue_within_the_bounds(load: float, wanted: int):
+    assert desired_replicas(load, 4, 1, 3) == wanted
+
+
+def test_no_load_needs_no_replica_and_one_row_needs_one():
+    assert desired_replicas(0, 4, 0, 3) == 0
+    assert desired_replicas(1, 4, 0, 3) == 1
+
+
+@given(
+    load=st.floats(0, 1e6),
+    target=st.floats(0.1, 1e3),
+    low=st.integers(0, 5),
+    more=st.integers(0, 50),
+)
+def test_bounds_hold_and_more_load_never_means_fewer(
+    load: float, target: float, low: int, more: int
+):
+    wanted = desired_replicas(load, target, low, low + more)
+    assert low <= wanted <= low + more
+    assert desired_replicas(load * 2, target, low, low + more) >= wanted
+    assert wanted == low + more or math.ceil(load / target) <= wanted
+
+
+def context(**given: Any) -> Any:
+    found = {
+        "aggregated_metrics": {},
+        "total_queued_requests": 0.0,
+        "capacity_adjusted_min_replicas": 1,
+        "capacity_adjusted_max_replicas": 10,
+        "policy_state": {"kept": 1},
+        "config": SimpleNamespace(get_target_ongoing_requests=lambda: 3.0),
+    }
+    return SimpleNamespace(**(found | given))
+
+
+def test_rows_in_all_replicas_and_calls_at_handles_add_up():
+    load = context(aggregated_metrics={LOAD: {"a": 3.0, "b": 4.0}}, total_queued_requests=2.0)
+    assert queue_depth_policy(load) == (3, {"kept": 1})
+
+
+@pytest.mark.parametrize("metrics", [None, {}, {LOAD: {}}, {LOAD: None}, {"other": {"a": 99.0}}])
+def test_before_any_replica_has_reported_there_are_as_few_as_allowed(metrics: Any):
+    load = context(aggregated_metrics=metrics, total_queued_requests=None, policy_state=None)
+    assert queue_depth_policy(load) == (1, {})
+
+
+def test_a_fixed_number_is_not_autoscaled():
+    assert serve_scaling(Replicas(3, 3)) == {"num_replicas": 3}
+
+
+def test_the_bounds_and_the_policy_reach_serve():
+    pytest.importorskip("ray.serve")
+    config = serve_scaling(Replicas(0, 4, target_queue=8, downscale_delay_s=5))[
+        "autoscaling_config"
+    ]
+    assert (config.min_replicas, config.max_replicas) == (0, 4)
+    assert config.downscale_delay_s == 5
+    assert config.get_target_ongoing_requests() == 8
+
+
+def test_the_policy_runs_as_the_controller_runs_it_and_adds_both_queues():
+    pytest.importorskip("ray.serve")
+    from ray.serve._private.autoscaling_state import _resolve_policy_callable
+    from ray.serve.config import AutoscalingContext
+
+    config = serve_scaling(Replicas(0, 9, target_queue=10, upscale_delay_s=0))["autoscaling_config"]
+    policy = _resolve_policy_callable(config.policy)
+
+    def context(reported: dict[str, float], queued: float) -> AutoscalingContext:
+        return AutoscalingContext(
+            deployment_id=None, deployment_name="node", app_name="app", current_num_replicas=2,
+            target_num_replicas=2, running_replicas=[], total_num_requests=queued,
+            total_queued_requests=queued, aggregated_metrics={LOAD: reported}, raw_metrics={},
+            capacity_adjusted_min_replicas=0, capacity_adjusted_max_replicas=9, policy_state={},
+            last_scale_up_time=None, last_scale_down_time=None, current_time=0.0, config=config,
+        )  # fmt: skip
+
+    assert policy(context({"a": 21.0, "b": 14.0}, 6.0))[0] == 5
+    assert policy(context({}, 0.0))[0] == 0

@@ -1,0 +1,98 @@
+"""A session ends every process that carries its marker, without a Ray being started here."""
+
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from twinpath.errors import TwinpathError
+from twinpath.online.environment import FAST_PATH
+from twinpath.online.session import MARKER, ServeSession, free_ports
+
+STUBBORN = (
+    "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
+    "print('up', flush=True); time.sleep(60)"
+)
+
+
+@pytest.fixture
+def session():
+    session = ServeSession()
+    yield session
+    session.stop()
+
+
+def test_what_carries_the_marker_is_ended_even_if_it_does_not_want_to(session: ServeSession):
+    # A new session of the system: no parent or group leads to it any more.
+    mine = subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], env=session.env, stdout=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    other = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)"],
+        env=session.env | {MARKER: "another"},
+    )
+    try:
+        assert mine.stdout is not None
+        assert mine.stdout.readline() == b"up\n"
+        assert [process.pid for process in session.processes()] == [mine.pid]
+        session.stop()
+        assert session.processes() == []
+        assert not psutil.pid_exists(mine.pid)
+        assert other.poll() is None, "what is not of this session is left alone"
+    finally:
+        for process in (mine, other):
+            process.kill()
+            process.wait()
+        assert mine.stdout is not None
+        mine.stdout.close()
+
+
+def test_the_folder_goes_with_the_session_and_stopping_twice_is_harmless(session: ServeSession):
+    assert session.folder.is_dir()
+    session.stop()
+    session.stop()
+    assert not session.folder.exists()
+
+
+def test_a_start_that_fails_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch):
+    def fail(self: ServeSession) -> None:
+        raise TwinpathError("no")
+
+    monkeypatch.setattr(ServeSession, "start", fail)
+    failing = ServeSession()
+    with pytest.raises(TwinpathError, match="no"):
+        failing.__enter__()
+    assert not failing.folder.exists()
+
+
+def test_a_command_that_fails_says_what_it_printed(session: ServeSession):
+    assert "Python" in session.command("python", "--version")
+    with pytest.raises(TwinpathError, match=r"(?s)failed with 3.*the reason"):
+        session.command("python", "-c", "print('the reason'); raise SystemExit(3)")
+
+
+def test_waiting_for_what_never_comes_ends_with_the_address(session: ServeSession):
+    began = time.monotonic()
+    with pytest.raises(TwinpathError, match=rf"{session.url}/x/readyz was not ready in 0.5 s"):
+        session.wait_until_ready("/x/readyz", timeout_s=0.5)
+    assert time.monotonic() - began < 5
+
+
+def test_haproxy_is_asked_for_only_on_the_fast_path():
+    sessions = [ServeSession(), ServeSession(fast_path=False)]
+    try:
+        fast, plain = sessions
+        assert fast.env.items() >= FAST_PATH.items()
+        assert str(fast.folder) in fast.env["RAY_SERVE_HAPROXY_SOCKET_PATH"]
+        assert "RAY_SERVE_ENABLE_HA_PROXY" not in plain.env
+        assert len({fast.http_port, fast.gcs_port, fast.dashboard_port}) == 3
+    finally:
+        for each in sessions:
+            each.stop()
+
+
+def test_free_ports_are_different():
+    assert len(set(free_ports(20))) == 20
