@@ -26,10 +26,22 @@ class Verdict(BaseModel):
 
 DIR = str(flights_dir())
 
+
+class DecideAlone(Decide):
+    """The decision where there is no second opinion."""
+
+    inputs = {n: t for n, t in Decide.inputs.items() if n not in ("p_review", "reviewed")}
+
+    def predict(self, columns: Columns) -> Columns:
+        """One opinion counts."""
+        no = np.zeros(row_count(columns), dtype=bool)
+        return super().predict(columns | {"p_review": columns["p_delay"], "reviewed": no})
+
+
 graph = Graph("fused", input=FlightRequest, output=Verdict)
 with graph as flight:
     score = DelayModel(DIR)(FlightFeatures(DIR)(Preprocess(DIR)(flight)))
-    graph.output(Decide(threshold=0.5, data_dir=DIR)(score))
+    graph.output(DecideAlone(data_dir=DIR)(score))
 
 app = graph.app
 
@@ -85,5 +97,5 @@ stock = StockIngress.bind(
     _deployed(Stock, Preprocess(DIR)),
     _deployed(Stock, FlightFeatures(DIR)),
     _deployed(StockModel, DelayModel(DIR)),
-    _deployed(Stock, Decide(threshold=0.5, data_dir=DIR)),
+    _deployed(Stock, DecideAlone(data_dir=DIR)),
 )

@@ -5,7 +5,6 @@ other. Both run on their own Ray with the same number of CPUs; the stock way wit
 """
 
 import json
-import time
 import urllib.request
 from pathlib import Path
 from statistics import median
@@ -70,9 +69,8 @@ def _measure(ours: bool, bodies: list[bytes], into: dict[int, list[Load]]) -> li
             "applications:\n- name: bench\n  route_prefix: /fused\n"
             f"  import_path: benchmarks.fused_graph:{target}\n"
         )
-        session.command("serve", "deploy", str(config))
+        session.deploy(config)
         url = session.url + "/fused/predict"
-        _wait(session, url, bodies[0])
         answers = [_post(url, body) for body in bodies[:20]]
         load(url, bodies, 8, WARM_UP_S)
         for connections, results in into.items():
@@ -81,20 +79,6 @@ def _measure(ours: bool, bodies: list[bytes], into: dict[int, list[Load]]) -> li
                 raise SystemExit(f"{result.bad} requests failed at {connections} connections")
             results.append(result)
     return answers
-
-
-def _wait(session: ServeSession, url: str, body: bytes) -> None:
-    session.wait_until_ready("/-/routes")
-    deadline_s = time.monotonic() + 120
-    while True:
-        try:
-            _post(url, body)
-        except OSError:
-            if time.monotonic() > deadline_s:
-                raise
-            time.sleep(0.3)
-        else:
-            return
 
 
 def _post(url: str, body: bytes) -> object:

@@ -67,7 +67,7 @@ def run(console: Console, port: int, leave: bool) -> None:
         session.__enter__()
     try:
         with step(console, "serve deploy deployments/flights.yaml"):
-            session.command("serve", "deploy", str(ROOT / "deployments" / "flights.yaml"))
+            session.deploy(ROOT / "deployments" / "flights.yaml")
             session.wait_until_ready()
         requests = read_requests(folder)
         with step(console, f"Sending {ROWS:,} real flights of December over HTTP"):

@@ -5,6 +5,7 @@ inherits a marker in its environment; when the session ends, whatever still carr
 """
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -157,6 +158,30 @@ class ServeSession:
                 problem = error
             time.sleep(0.2)
         raise TwinpathError(f"{self.url}{path} was not ready in {timeout_s:g} s: {problem}")
+
+    def deploy(self, config: Path, timeout_s: float = 120) -> None:
+        """``serve deploy`` a config and wait until its applications run. Raises TwinpathError
+        with Serve's reason when one fails, or when they do not run within ``timeout_s``."""
+        self.command("serve", "deploy", str(config))
+        request = urllib.request.Request(
+            f"{self.dashboard_url}/api/serve/applications/",
+            headers={"Authorization": f"Bearer {self.marker}"},
+        )
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                found = json.load(answer)["applications"]
+            waiting = {name: app for name, app in found.items() if app["status"] != "RUNNING"}
+            failed = {n: app for n, app in waiting.items() if app["status"] == "DEPLOY_FAILED"}
+            if found and not waiting:
+                return
+            if failed or time.monotonic() > deadline_s:
+                reasons = [
+                    f"{name} is {app['status']}: {app['message']}"
+                    for name, app in (failed or waiting).items()
+                ]
+                raise TwinpathError(f"{config} is not served:\n" + "\n".join(reasons))
+            time.sleep(0.2)
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this session, this one excepted."""
