@@ -21,6 +21,8 @@ def main() -> None:
     run.add_argument("--rounds", type=int, default=3, help="alternated rounds (default 3)")
     given = parser.parse_args()
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=130)
     if given.command == "list":
         for name, module in ALL.items():
             console.print(f"{name:16} {(module.__doc__ or '').splitlines()[0]}")

@@ -1,10 +1,10 @@
 """All flights of 2013 through the graph on Ray Data, against a plain loop over the same nodes.
 
-Both read the year's Parquet and write Parquet. The plain loop is one process with one thread; the
-job has two workers on a Ray of two CPUs. Start of the processes is not counted for either, nor
-the start of Ray. "Cold" counts the start of the job's actors, which imports and loads the models
-in new processes; "steady" is what each further year costs: (time of YEARS years minus time of
-one) / (YEARS - 1), in jobs of their own.
+Both read the year's Parquet and write Parquet. The plain loop is one process with one thread, and
+its nodes are set up before the clock starts. The job has two workers on a Ray of two CPUs that
+has run a job before. "One job" counts the start of the job's actors, which are new processes that
+import and load the models; "each further year" leaves that out: (time of a job over YEARS years
+minus time of a job over one) / (YEARS - 1).
 """
 
 import json
@@ -42,14 +42,14 @@ def run(rounds: int, console: Console) -> list[Row]:
     if rows["plain"] != rows["job"]:
         raise SystemExit(f"the two ways scored different numbers of rows: {rows}")
     plain = median(r["rows"] / r["wall_s"] for r in seen["plain"])
-    cold = median(r["rows"] / r["wall_s"] for r in seen["job"])
-    steady = median(r["rows"] / r["steady_wall_s"] for r in seen["job"])
+    one = median(r["rows"] / r["wall_s"] for r in seen["job"])
+    further = median(r["rows"] / r["further_wall_s"] for r in seen["job"])
     return [
-        Row("whole year, cold", "rows/s", cold, plain, PEER, ">= 1.2"),
-        Row("whole year, steady", "rows/s", steady, plain, PEER, ">= 1.2"),
-        Row("steady, per core", "rows/s", steady / WORKERS, plain, PEER, ">= 0.8"),
+        Row("2013 in one job, with its start", "rows/s", one, plain, PEER, ">= 1.2"),
+        Row("each further year", "rows/s", further, plain, PEER, ">= 1.2"),
+        Row("each further year, per core", "rows/s", further / WORKERS, plain, PEER, ">= 0.8"),
         Row(
-            "whole year, cold", "seconds",
+            "2013 in one job, with its start", "seconds",
             *(median(r["wall_s"] for r in seen[way]) for way in ("job", "plain")), PEER,
         ),
     ]  # fmt: skip
@@ -126,6 +126,7 @@ def _job(folder: Path) -> dict[str, Any]:
 
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
+        graph.job(_source() / "2013-01.parquet", folder / "warm-up", **_OPTIONS).run()
         one = graph.job(_source(), folder / "one", **_OPTIONS).run()
         several = folder / "several-years"
         several.mkdir()
@@ -138,8 +139,8 @@ def _job(folder: Path) -> dict[str, Any]:
     rows = one.rows + one.dead_letters
     if more.rows + more.dead_letters != YEARS * rows:
         raise SystemExit(f"{more.rows} rows were scored, expected {YEARS * rows}")
-    steady_wall_s = (more.duration_s - one.duration_s) / (YEARS - 1)
-    return {"rows": rows, "wall_s": one.duration_s, "steady_wall_s": steady_wall_s}
+    further_wall_s = (more.duration_s - one.duration_s) / (YEARS - 1)
+    return {"rows": rows, "wall_s": one.duration_s, "further_wall_s": further_wall_s}
 
 
 _OPTIONS: dict[str, Any] = {"keep": ["flight_id"], "workers": WORKERS, "batch_size": BATCH_SIZE}

@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 #: Share of a CPU that a fused actor asks for; the rest lets reads and writes be scheduled, also
-#: on a single CPU. (Listing files asks for what reading asks for.)
+#: on a single CPU.
 FUSED_NUM_CPUS = 0.5
 IO_NUM_CPUS = 0.2
+#: Blocks a source is read as, for each worker: enough that all workers end at about the same time,
+#: few enough that the cost of a task does not show. Ray splits those above its largest block size.
+BLOCKS_PER_WORKER = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +87,9 @@ class Job:
         self._prepare_sink()
         started = time.perf_counter()
         self._pipeline(str(self.dead_letters)).write_parquet(
-            str(self.sink), ray_remote_args={"num_cpus": IO_NUM_CPUS}
+            str(self.sink),
+            ray_remote_args={"num_cpus": IO_NUM_CPUS},
+            concurrency=_io_tasks(self._workers()),
         )
         duration_s = time.perf_counter() - started
         return Summary(
@@ -105,8 +110,7 @@ class Job:
 
     def _pipeline(self, dead_letters: str | None) -> "Dataset":
         data = _ray_data()
-        data.DataContext.get_current().execution_options.preserve_order = True
-        workers = self.workers or _free_cpus()
+        workers = self._workers()
         dataset = self._read(data, workers)
         self._check_source(dataset)
         for stage in self.plan.stages:
@@ -117,7 +121,11 @@ class Job:
                 batch_format="numpy",
                 **self._resources(data, stage, workers),
             )
+        dataset.context.execution_options.preserve_order = True
         return dataset
+
+    def _workers(self) -> int:
+        return self.workers or _free_cpus()
 
     def _batch_size(self, stage: Stage) -> int:
         return self.batch_size if stage.placement is None else stage.placement.batch.max_size
@@ -133,15 +141,18 @@ class Job:
 
     def _read(self, data: Any, workers: int) -> "Dataset":
         source = self.source
-        blocks = 2 * workers
+        blocks = BLOCKS_PER_WORKER * workers
         if isinstance(source, (str, Path)):
             path = Path(source).absolute()
             if not path.exists():
                 raise BatchJobError(f"source {str(source)!r} does not exist")
             readers = {".csv": data.read_csv}
             read = readers.get(path.suffix, data.read_parquet)
-            options = {"override_num_blocks": blocks, "num_cpus": IO_NUM_CPUS}
-            return read(str(path), **options)
+            with data.DataContext.current(_read_context(data)):
+                return read(
+                    str(path), override_num_blocks=blocks,
+                    num_cpus=IO_NUM_CPUS, concurrency=_io_tasks(workers),
+                )  # fmt: skip
         if isinstance(source, data.Dataset):
             return source
         if hasattr(source, "to_pandas") and hasattr(source, "schema"):
@@ -178,6 +189,20 @@ def _ray_data() -> Any:
     except ImportError:
         raise MissingExtraError("ray", "offline") from None
     return ray.data
+
+
+def _read_context(data: Any) -> Any:
+    """The second version of Ray's Parquet reader starts actors for the footers, and reads files
+    that are small in bytes as one block, whatever number was asked for."""
+    context = data.DataContext.get_current().copy()
+    context.use_datasource_v2 = False
+    return context
+
+
+def _io_tasks(workers: int) -> int:
+    """Readers, and writers, at a time: each is a process to start, and one keeps up with many
+    workers."""
+    return max(1, workers // 2)
 
 
 def _free_cpus() -> int:
