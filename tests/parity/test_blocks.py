@@ -12,9 +12,9 @@ from twinpath.offline.blocks import decode_errors
 from twinpath.offline.stages import StageCall
 
 
-def through_arrow(block: Columns) -> Columns:
+def through_arrow(block: pa.Table | Columns) -> Columns:
     """What a block looks like after it has crossed Ray's object store as an Arrow table."""
-    table = pa.table({name: pa.array(values, from_pandas=False) for name, values in block.items()})
+    table = block if isinstance(block, pa.Table) else pa.table(block)
     return {name: table[name].to_numpy() for name in table.column_names}
 
 

@@ -64,14 +64,7 @@ class Field:
         """Position → what is wrong there."""
         wrong: dict[int, str] = {}
         if self.type.dtype == "str":
-            for i, value in enumerate(values):
-                if not (isinstance(value, str) or (self.optional and value is None)):
-                    wrong[i] = f"expected text, got {value!r}"
-            if self.choices is not None:
-                for i, value in enumerate(values):
-                    if i not in wrong and value is not None and value not in self.choices:
-                        wrong[i] = f"expected one of {sorted(self.choices)}, got {value!r}"
-            return wrong
+            return self._wrong_texts(values.tolist())
         missing = values != values if values.dtype.kind in "fM" else np.zeros(len(values), bool)
         if not self.optional:
             for i in np.flatnonzero(missing):
@@ -90,6 +83,19 @@ class Field:
         if self.choices is not None:
             for i in np.flatnonzero(~(np.isin(values, list(self.choices)) | missing)):
                 wrong[int(i)] = f"expected one of {sorted(self.choices)}, got {values[i].item()!r}"
+        return wrong
+
+    def _wrong_texts(self, values: list[Any]) -> dict[int, str]:
+        wrong: dict[int, str] = {}
+        allowed = {str, type(None)} if self.optional else {str}
+        if not set(map(type, values)) <= allowed:
+            for i, value in enumerate(values):
+                if not (isinstance(value, str) or (self.optional and value is None)):
+                    wrong[i] = f"expected text, got {value!r}"
+        if self.choices is not None:
+            for i, value in enumerate(values):
+                if i not in wrong and value is not None and value not in self.choices:
+                    wrong[i] = f"expected one of {sorted(self.choices)}, got {value!r}"
         return wrong
 
 

@@ -21,7 +21,7 @@ from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, joined
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
-from twinpath.graph.plan import INPUT, Plan, Step
+from twinpath.graph.plan import INPUT, Names, Plan, Step
 
 NodeCall = Callable[[Columns], Awaitable[Outcome]]
 _LOG = logging.getLogger(__name__)
@@ -293,7 +293,11 @@ class Executor:
         sources = [state.alive(state.frames[source]) for source in step.sources]
         frame = merge(sources, step.id, gap_fill(self.plan, sources))
         if step.where is not None and len(frame.rows):
-            frame = self._selected(frame, step.where, step.name, state)
+            # Rows are copied here: only what this node or a later one reads is worth it.
+            needed = (
+                None if step.inputs is None or step.live is None else step.live | {*step.inputs}
+            )
+            frame = self._selected(frame, step.where, step.name, state, needed)
         if step.node is None:
             state.frames[step.id] = frame.only(step.live)
             return
@@ -312,12 +316,14 @@ class Executor:
             frame.rows, frame.columns | written, origins | dict.fromkeys(written, step.id)
         ).only(step.live)
 
-    def _selected(self, frame: Frame, where: Where, name: str, state: State) -> Frame:
+    def _selected(
+        self, frame: Frame, where: Where, name: str, state: State, needed: Names = None
+    ) -> Frame:
         """The rows for which the condition holds; a row for which it raises has failed."""
         chosen, errors = mask(where, frame.columns, name)
         if errors:
             state.fail(frame.rows, errors)
-        return frame.at(np.flatnonzero(chosen))
+        return frame.only(needed).at(np.flatnonzero(chosen))
 
     def _given(self, step: Step, frame: Frame) -> Columns:
         """The columns that the node reads, checked. A copy of the dict, never of the arrays."""

@@ -8,6 +8,7 @@ Which handle sees which origin follows from the plan alone, so blocks carry no d
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -101,6 +102,25 @@ def decode(block: Columns, plan: Plan, handles: Iterable[int]) -> State:
                 columns[name] = values if whole else values[rows]
         state.frames[handle] = Frame(rows, columns, {n: origins[n] for n in columns})
     return state
+
+
+def to_arrow(block: Columns) -> Any:
+    """The block as an Arrow table where every column is plain: numbers, times, or text with
+    nulls. Ray's own conversion, which looks at every text, is left the others (tensors, objects).
+    """
+    import pyarrow as pa
+
+    arrays = {}
+    for name, values in block.items():
+        if values.ndim != 1:
+            return block
+        kind = None
+        if values.dtype == object:
+            if not set(map(type, values.tolist())) <= {str, type(None)}:
+                return block
+            kind = pa.string()
+        arrays[name] = pa.array(values, kind)
+    return pa.table(arrays)
 
 
 def encode_errors(errors: dict[int, RowError], n: int) -> np.ndarray:

@@ -19,6 +19,7 @@ from twinpath.offline.blocks import (
     encode,
     encode_errors,
     live_after,
+    to_arrow,
 )
 
 #: Prefix of source columns that travel untouched beside the columns of the graph.
@@ -48,8 +49,11 @@ class StageCall:
         self._before = () if self._first else live_after(plan, index - 1)
         self._after = () if self._last else live_after(plan, index)
 
-    def __call__(self, block: Columns) -> Columns:
+    def __call__(self, block: Columns) -> Any:
         """One block to the next."""
+        return to_arrow(self._next(block))
+
+    def _next(self, block: Columns) -> Columns:
         if self._first:
             source = block
             state = self._validated(block)
