@@ -4,7 +4,8 @@ Both read the year's Parquet and write Parquet. The plain loop is one process wi
 its nodes are set up before the clock starts. The job has two workers on a Ray of two CPUs that
 has run a job before. "One job" counts the start of the job's actors, which are new processes that
 import and load the models; "each further year" leaves that out: (time of a job over YEARS years
-minus time of a job over one) / (YEARS - 1).
+minus time of a job over one) / (YEARS - 1), where the latter is the mean of one job before and
+one after the long one.
 """
 
 import json
@@ -14,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from rich.console import Console
@@ -26,7 +27,7 @@ from graphs.flights_model.train import ensure
 ROOT = Path(__file__).resolve().parent.parent
 WORKERS = 2
 BATCH_SIZE = 8192
-YEARS = 6
+YEARS = 8
 PEER = "plain loop, 1 core"
 
 
@@ -127,20 +128,22 @@ def _job(folder: Path) -> dict[str, Any]:
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
     try:
         graph.job(_source() / "2013-01.parquet", folder / "warm-up", **_OPTIONS).run()
-        one = graph.job(_source(), folder / "one", **_OPTIONS).run()
+        one = [graph.job(_source(), folder / "one", **_OPTIONS).run()]
         several = folder / "several-years"
         several.mkdir()
         for year in range(YEARS):
             for file in _source().glob("*.parquet"):
                 (several / f"{year}-{file.name}").symlink_to(file)
         more = graph.job(several, folder / "more", **_OPTIONS).run()
+        one.append(graph.job(_source(), folder / "again", **_OPTIONS).run())
     finally:
         ray.shutdown()
-    rows = one.rows + one.dead_letters
+    rows = one[0].rows + one[0].dead_letters
     if more.rows + more.dead_letters != YEARS * rows:
         raise SystemExit(f"{more.rows} rows were scored, expected {YEARS * rows}")
-    further_wall_s = (more.duration_s - one.duration_s) / (YEARS - 1)
-    return {"rows": rows, "wall_s": one.duration_s, "further_wall_s": further_wall_s}
+    wall_s = mean(job.duration_s for job in one)
+    further_wall_s = (more.duration_s - wall_s) / (YEARS - 1)
+    return {"rows": rows, "wall_s": wall_s, "further_wall_s": further_wall_s}
 
 
 _OPTIONS: dict[str, Any] = {"keep": ["flight_id"], "workers": WORKERS, "batch_size": BATCH_SIZE}
