@@ -1,8 +1,16 @@
 """The arguments of a served graph: a pydantic model made for it, in which typos are refused."""
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, create_model, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    create_model,
+    model_validator,
+)
 
 from twinpath.errors import did_you_mean
 from twinpath.graph.placement import Batch, Placement, Replicas
@@ -17,10 +25,15 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, given: Any) -> Any:
-        for key in given if isinstance(given, dict) else ():
-            if key not in cls.model_fields:
-                raise ValueError(f"unknown key {key!r}.{did_you_mean(str(key), cls.model_fields)}")
+        _refuse_unknown(given, cls.model_fields)
         return given
+
+
+def _refuse_unknown(given: Any, known: Iterable[str]) -> None:
+    names = list(known)
+    for key in given if isinstance(given, dict) else ():
+        if key not in names:
+            raise ValueError(f"unknown key {key!r}.{did_you_mean(str(key), names)}")
 
 
 class NodeArgs(Strict):
@@ -54,20 +67,24 @@ class GraphArgs(Strict):
     """Base of the argument models of all graphs."""
 
     ingress: IngressArgs = IngressArgs()
-    nodes: Any = None
+    nodes: dict[str, NodeArgs | None] = {}
 
 
 def args_model(plan: Plan) -> type[GraphArgs]:
     """The argument model of a graph: ``ingress``, and ``nodes`` with a key for each node."""
     names = [step.name for step in plan.steps if step.node is not None]
-    fields: dict[str, Any] = dict.fromkeys(names, (NodeArgs | None, None))
-    nodes = create_model("Nodes", __base__=Strict, **fields)
-    return create_model("Args", __base__=GraphArgs, nodes=(nodes, nodes()))
+
+    def known(given: Any) -> Any:
+        _refuse_unknown(given, names)
+        return given
+
+    nodes = Annotated[dict[str, NodeArgs | None], BeforeValidator(known)]
+    return create_model("Args", __base__=GraphArgs, nodes=(nodes, {}))
 
 
 def place(plan: Plan, args: GraphArgs) -> Plan:
     """The plan with the placements that the arguments ask for."""
     by_name = {step.name: step.placement for step in plan.steps}
-    given = {name: getattr(args.nodes, name) for name in args.nodes.model_fields_set}
-    nodes = {name: value.over(by_name[name]) for name, value in given.items() if value is not None}
+    given = {name: value for name, value in args.nodes.items() if value is not None}
+    nodes = {name: value.over(by_name[name]) for name, value in given.items()}
     return plan.with_placements(nodes, args.ingress.over(plan.placement))
