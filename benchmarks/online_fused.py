@@ -42,7 +42,7 @@ def run(rounds: int, console: Console) -> list[Row]:
         raise SystemExit("the two ways gave different answers, so their speed says nothing")
     rows = []
     for connections in CONNECTIONS:
-        at = f"{connections} connections"
+        at = f"{connections} connection{'s' if connections > 1 else ''}"
         last = connections == CONNECTIONS[-1]
         mine, theirs = seen[True][connections], seen[False][connections]
         for metric, unit, target in (

@@ -98,6 +98,10 @@ def publish(name: str, rows: list[Row], console: Console) -> Path:
     return path
 
 
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def plot(name: str, rows: list[Row], path: Path) -> None:
     """Bars of ours and the peer's, a panel for each unit."""
     mpl.use("Agg")
@@ -113,12 +117,15 @@ def plot(name: str, rows: list[Row], path: Path) -> None:
             values = [row.ours if shift == 0 else row.peer for row in chosen]
             places = [i + 0.4 * shift for i in range(len(chosen))]
             bars = panel.bar(places, values, 0.38, label=label, color=colour)
-            panel.bar_label(bars, [f"{value:,.3g}" for value in values], fontsize=8, padding=2)
+            panel.bar_label(bars, [_short(value) for value in values], fontsize=8, padding=2)
         labels = [row.metric.replace(", ", "\n") for row in chosen]
         panel.set_xticks([i + 0.2 for i in range(len(chosen))], labels, fontsize=8)
         panel.set_ylabel(unit)
         panel.spines[["top", "right"]].set_visible(False)
         panel.margins(y=0.15)
+        if len(chosen) == 1:
+            panel.set_xlim(-0.8, 1.2)
+        panel.yaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
     panels[0][0].legend(frameon=False)
     peers = ", ".join(dict.fromkeys(row.peer_name for row in rows))
     figure.suptitle(f"{name}   (peer: {peers})", fontsize=11)

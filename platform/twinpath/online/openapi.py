@@ -73,6 +73,7 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
     }
     predict = {
         "operationId": "predict",
+        "tags": ["inference"],
         "summary": f"Predict with graph {plan.graph_name}",
         "parameters": [
             {
@@ -88,14 +89,15 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
             **failures,
         },
     }
-    probe = {"200": {"description": "yes"}, "503": {"description": "not yet"}}
+    answers = {"200": {"description": "yes"}, "503": {"description": "not yet"}}
+    probe = {"tags": ["health"], "responses": answers}
     return {
         "openapi": "3.1.0",
         "info": {"title": plan.graph_name, "version": version},
         "paths": {
             f"/{plan.graph_name}/predict": {"post": predict},
-            "/healthz": {"get": {"summary": "Is the process alive?", "responses": probe}},
-            "/readyz": {"get": {"summary": "Can it answer?", "responses": probe}},
+            "/healthz": {"get": {"summary": "Is the process alive?", **probe}},
+            "/readyz": {"get": {"summary": "Can it answer?", **probe}},
         },
         "components": {"schemas": schemas},
     }
