@@ -55,6 +55,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
         max_ongoing_requests=4096,
+        logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
         **serve_scaling(plan.placement.replicas),
     )
