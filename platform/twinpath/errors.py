@@ -16,6 +16,7 @@ TwinpathError
 ├── NodeContractError          node_contract       500  a node broke its contract
 ├── OverloadedError            overloaded          503  a queue is full; carries ``retry_after_s``
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
+├── ClientClosedError      client_closed_request   499  the client hung up before its rows were run
 └── BatchJobError              batch_job           500  a batch job could not run or finish
 """
 
@@ -142,6 +143,13 @@ class DeadlineError(TwinpathError):
 
     code = "deadline_exceeded"
     http_status = 504
+
+
+class ClientClosedError(TwinpathError):
+    """The client hung up before its rows were run."""
+
+    code = "client_closed_request"
+    http_status = 499
 
 
 class BatchJobError(TwinpathError):

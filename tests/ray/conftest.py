@@ -1,5 +1,6 @@
 """One Ray with Serve behind HAProxy for all of these tests, with the small graphs deployed."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +22,8 @@ class Served:
 
     def __init__(self, session: ServeSession) -> None:
         self.session = session
+        #: What is deployed now.
+        self.applications: list[dict[str, Any]] = []
         self._auth = {"Authorization": f"Bearer {session.marker}"}
 
     def client(self, app: str) -> httpx.Client:
@@ -29,6 +32,7 @@ class Served:
 
     def deploy(self, applications: list[dict[str, Any]]) -> None:
         """``serve deploy`` exactly these applications."""
+        self.applications = applications
         config = self.session.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         self.session.command("serve", "deploy", str(config))
@@ -39,6 +43,15 @@ class Served:
         document = httpx.get(url, headers=self._auth, timeout=30).raise_for_status().json()
         found: dict[str, Any] = document["applications"].get(app, {})
         return found
+
+    def counted(self, app: str, route: str) -> int:
+        """Requests that Serve's metrics count for a route of an application."""
+        found = self.session.folder / "prom_metrics_service_discovery.json"
+        [target, *_] = json.loads(found.read_text())[0]["targets"]
+        wanted = ("ray_serve_deployment_request_counter", f'"{app}"', f'"{route}"')
+        lines = httpx.get(f"http://{target}/metrics", timeout=30).text.splitlines()
+        counts = [line for line in lines if all(part in line for part in wanted)]
+        return sum(int(float(line.rpartition(" ")[2])) for line in counts)
 
     def replicas(self, app: str, deployment: str) -> int:
         """How many replicas of a deployment are running."""

@@ -112,6 +112,27 @@ def test_a_client_that_hangs_up_does_not_take_its_batch_with_it(served: Served):
     assert answers[0].json()["rows"][0]["y"] == 2.0
 
 
+def test_a_deployment_that_ends_answers_what_it_has_accepted(served: Served):
+    # The two requests travel together, for 1.3 s: long enough for the replica to be told to stop.
+    everything = served.applications
+    with served.client("shared") as client, ThreadPoolExecutor(2) as pool:
+        load = [pool.submit(predict, client, "shared", x) for x in (1, 2)]
+        time.sleep(0.2)
+        served.deploy([app for app in everything if app["name"] != "shared"])
+        assert [answer.result().status_code for answer in load] == [200, 200]
+    until(lambda: not served.application("shared"), 60, "the application is gone")
+    served.deploy(everything)
+    served.session.wait_until_ready("/shared/readyz")
+
+
+def test_requests_are_counted_by_serve(served: Served):
+    """They pass Serve's wrapper by, but not its metrics."""
+    with served.client("fused") as client:
+        for x in range(20):
+            assert predict(client, "fused", x + 20).status_code == 200
+    until(lambda: served.counted("fused", "/fused/fused/predict") >= 20, 60, "20 requests counted")
+
+
 def test_a_burst_scales_a_placed_node_up_and_idleness_scales_it_down(served: Served):
     assert served.replicas("burst", "slow") == 1
     with served.client("burst") as client, ThreadPoolExecutor(32) as pool:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 import twinpath
 from twinpath.cli import app
+from twinpath.online.environment import FAST_PATH
 
 MODULE = """
 from pydantic import BaseModel
@@ -82,6 +83,12 @@ def test_draw_writes_a_file(run, tmp_path):
     assert run("draw", "cli_demo.doubling:graph", "-o", str(target)).exit_code == 0
     assert target.read_text().startswith("<svg")
     assert run("draw", "cli_demo.doubling:graph", "-o", "picture.gif").exit_code == 2
+
+
+def test_the_environment_of_the_fast_path_can_be_read_by_a_shell(run):
+    script = run("env").stdout + "env"
+    shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30)
+    assert set(shell.stdout.splitlines()) >= {f"{k}={v}" for k, v in FAST_PATH.items()}
 
 
 def test_version_is_printed(run):

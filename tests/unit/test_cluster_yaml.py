@@ -8,6 +8,8 @@ import jsonschema
 import pytest
 import yaml
 
+from twinpath.online.environment import FAST_PATH
+
 ROOT = Path(__file__).resolve().parents[2]
 
 launcher = pytest.importorskip("ray.autoscaler._private.util")
@@ -98,7 +100,9 @@ def test_a_gpu_placement_fits_only_the_gpu_nodes(written):
 def test_serve_switches_are_in_the_environment_of_ray_start_on_every_node(written, which):
     start = next(command for command in written[which] if "ray start" in command)
     switches, _, _ = start.partition("ray start")
-    assert "RAY_SERVE_ENABLE_HA_PROXY=1" in switches
+    for name, value in FAST_PATH.items():
+        if name not in ("RAY_SERVE_HAPROXY_NBTHREAD", "RAY_USAGE_STATS_ENABLED"):
+            assert f"{name}={value}" in switches.split()
     assert "RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in switches
 
 

@@ -75,6 +75,15 @@ def draw(
 
 
 @app.command()
+def env() -> None:
+    """Print what to set before `ray start` or `serve run`: eval "$(twinpath env)"."""
+    from twinpath.online.environment import FAST_PATH
+
+    for name, value in FAST_PATH.items():
+        typer.echo(f"export {name}={value}")
+
+
+@app.command()
 def version() -> None:
     """Print the version."""
     from twinpath import __version__

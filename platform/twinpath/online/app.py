@@ -24,6 +24,7 @@ from starlette.types import Message, Receive, Scope, Send
 import twinpath
 from twinpath.errors import (
     BodyTooLargeError,
+    ClientClosedError,
     InputError,
     MalformedBodyError,
     OverloadedError,
@@ -67,7 +68,8 @@ class GraphApp:
     ) -> None:
         self._plan, self._batcher = plan, batcher
         self._max_body_bytes = max_body_bytes
-        self._predict_paths = ("/predict", f"/{plan.graph_name}/predict")
+        #: Paths, below the app's root, that `predict` answers.
+        self.predict_paths = ("/predict", f"/{plan.graph_name}/predict")
         self._close, self._unready = close, unready
         self._queue_timeout_s, self._echo_request_id = queue_timeout_s, echo_request_id
         self._others = self._other_routes()
@@ -77,26 +79,36 @@ class GraphApp:
         if scope["type"] == "http" and scope["method"] == "POST":
             path: str = scope["path"]
             root: str = scope.get("root_path", "")
-            if path[len(root) if path.startswith(root) else 0 :] in self._predict_paths:
-                await self._predict(scope, receive, send)
+            if path[len(root) if path.startswith(root) else 0 :] in self.predict_paths:
+                await self.predict(scope, receive, send, echo_request_id=self._echo_request_id)
                 return
         echo = self._echo_request_id and scope["type"] == "http"
         await self._others(scope, receive, _with_request_id(scope, send) if echo else send)
 
-    async def _predict(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def predict(
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        echo_request_id: bool,
+        abandoned: Callable[[], bool] | None = None,
+    ) -> int:
+        """Answer one POST of rows; the status that was sent (499 to a client that hung up).
+        ``abandoned`` is asked before the rows are run, whether the client is gone."""
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = _request_id(headers)
-        extra: _Headers = [(b"x-request-id", request_id)] if self._echo_request_id else []
+        extra: _Headers = [(b"x-request-id", request_id)] if echo_request_id else []
         try:
             partial = _wants_partial(scope["query_string"])
             body = await self._body(headers, receive)
             if body is None:
-                return
+                return ClientClosedError.http_status
             checked = self._plan.input_schema.from_json_rows(body)
             outcome = checked
             if len(checked.rows) and (partial or checked.ok):
                 answered = await self._batcher.submit(
-                    checked.columns, time.monotonic() + self._queue_timeout_s
+                    checked.columns, time.monotonic() + self._queue_timeout_s, abandoned
                 )
                 outcome = after_validation(checked, answered)
             status, document = self._answer(outcome, partial)
@@ -117,6 +129,7 @@ class GraphApp:
         ]
         await send({"type": "http.response.start", "status": status, "headers": extra})
         await send({"type": "http.response.body", "body": content})
+        return status
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None when the client hung up. Never holds more than the limit."""
@@ -205,7 +218,7 @@ class GraphApp:
                 await self._close()
 
         routes = [
-            *(Route(path, not_post, methods=_OTHER_METHODS) for path in self._predict_paths),
+            *(Route(path, not_post, methods=_OTHER_METHODS) for path in self.predict_paths),
             Route("/docs", docs),
             Mount("/docs", StaticFiles(directory=openapi.assets())),
             Route("/openapi.json", describe),

@@ -9,7 +9,13 @@ from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from twinpath.errors import DeadlineError, NodeContractError, OverloadedError, TwinpathError
+from twinpath.errors import (
+    ClientClosedError,
+    DeadlineError,
+    NodeContractError,
+    OverloadedError,
+    TwinpathError,
+)
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
 from twinpath.graph.placement import Batch
 from twinpath.online.policy import BatchPolicy, Dispatch, WakeAt
@@ -24,6 +30,7 @@ class _Request:
     rows: int
     deadline_s: float | None
     future: "asyncio.Future[Outcome]"
+    abandoned: Callable[[], bool] | None = None
 
 
 class Batcher:
@@ -66,11 +73,18 @@ class Batcher:
         """Rows in batches under way."""
         return self._running_rows
 
-    async def submit(self, columns: Columns, deadline_s: float | None = None) -> Outcome:
-        """The outcome of these rows. ``deadline_s`` is on ``time.monotonic``'s clock.
+    async def submit(
+        self,
+        columns: Columns,
+        deadline_s: float | None = None,
+        abandoned: Callable[[], bool] | None = None,
+    ) -> Outcome:
+        """The outcome of these rows. ``deadline_s`` is on ``time.monotonic``'s clock;
+        ``abandoned`` is asked before the rows are run, whether anybody still wants them.
 
         Raises OverloadedError at once when the queue is full, DeadlineError as soon as the
-        deadline passes while the rows wait (they are then never run), and whatever ``run`` raises.
+        deadline passes while the rows wait, ClientClosedError when they are abandoned (in both
+        cases they are never run), and whatever ``run`` raises.
         """
         rows = row_count(columns)
         waiting = self._policy.queued_rows
@@ -83,7 +97,7 @@ class Batcher:
             )
         loop = asyncio.get_running_loop()
         ticket = next(self._tickets)
-        request = _Request(columns, rows, deadline_s, loop.create_future())
+        request = _Request(columns, rows, deadline_s, loop.create_future(), abandoned)
         self._requests[ticket] = request
         self._policy.arrived(ticket, rows, time.monotonic())
         self._flush_soon(loop)
@@ -143,7 +157,7 @@ class Batcher:
             self._flush_soon(asyncio.get_running_loop())
 
     def _take(self, tickets: Iterable[int]) -> list[_Request]:
-        """The requests that are still wanted; those past their deadline are answered here."""
+        """The requests that are still wanted; the others are answered here."""
         now_s = time.monotonic()
         wanted = []
         for ticket in tickets:
@@ -152,6 +166,9 @@ class Batcher:
                 continue
             if request.deadline_s is not None and now_s >= request.deadline_s:
                 request.future.set_exception(_expired())
+                continue
+            if request.abandoned is not None and request.abandoned():
+                request.future.set_exception(ClientClosedError("the client hung up"))
                 continue
             wanted.append(request)
         return wanted

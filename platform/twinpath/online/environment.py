@@ -1,4 +1,5 @@
-"""The one place that holds the environment of a fast Serve: HAProxy in front, no Python proxy.
+"""The one place that holds the environment of a fast Serve: HAProxy in front, no Python proxy,
+and predictions that go straight from a replica's HTTP server to its graph.
 
 Serve reads these variables when it is imported, in every process: they must be set before
 ``ray start`` (or ``serve run`` on a fresh machine), on every node. ``cluster.yaml`` carries them.
@@ -11,6 +12,9 @@ FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
     "RAY_SERVE_HAPROXY_NBTHREAD": "1",
     "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",
+    # Predictions pass Serve's wrapper by, on the loop that the HTTP server runs on.
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "twinpath.online.fastpath:middlewares",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

@@ -60,7 +60,8 @@ class ServeSession:
             (self.folder / "haproxy").mkdir()
             self.env |= FAST_PATH | haproxy_files(self.folder / "haproxy", ports[3], ports[4])
         else:
-            self.env.pop("RAY_SERVE_ENABLE_HA_PROXY", None)
+            for name in FAST_PATH:
+                self.env.pop(name, None)
         paths = [str(path) for path in pythonpath] + [self.env.get("PYTHONPATH", "")]
         self.env |= {
             MARKER: self.marker,
