@@ -6,12 +6,14 @@ from rich.console import Console
 
 from benchmarks import offline_flights, online_fused
 from benchmarks.report import publish
+from twinpath.online.session import interrupt_once
 
 ALL = {"online_fused": online_fused, "offline_flights": offline_flights}
 
 
 def main() -> None:
     """The command line."""
+    interrupt_once()
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("list", help="name what there is to run")

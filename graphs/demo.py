@@ -25,7 +25,7 @@ from rich.table import Table
 
 from graphs.flights_model.schema import DIRECTORY_VARIABLE, flights_dir
 from graphs.flights_model.train import ensure
-from twinpath.online.session import ServeSession
+from twinpath.online.session import ServeSession, interrupt_once
 
 ROOT = Path(__file__).resolve().parent.parent
 MONTH = 12
@@ -42,12 +42,12 @@ def main() -> None:
     parser.add_argument("--exit", action="store_true", help="end after the comparison")
     parser.add_argument("--port", type=int, default=8000, help="HTTP port (default 8000)")
     given = parser.parse_args()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupt_once()
     console = Console()
     try:
         run(console, given.port, given.exit)
     except KeyboardInterrupt:
-        console.print("\nStopped; nothing is left running.")
+        console.print("\nStopped.")
 
 
 def run(console: Console, port: int, leave: bool) -> None:
@@ -92,6 +92,10 @@ def run(console: Console, port: int, leave: bool) -> None:
     finally:
         with step(console, "Stopping Ray, HAProxy and replicas"):
             session.stop()
+        left = session.processes()
+        if left:
+            raise SystemExit(f"still running: {', '.join(map(str, left))}")
+        console.print("Nothing is left running.")
 
 
 @contextmanager

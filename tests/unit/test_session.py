@@ -1,12 +1,15 @@
 """A session ends every process that carries its marker, without a Ray being started here."""
 
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+import twinpath
 from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH
 from twinpath.online.session import MARKER, ServeSession, free_ports
@@ -96,3 +99,25 @@ def test_haproxy_is_asked_for_only_on_the_fast_path():
 
 def test_free_ports_are_different():
     assert len(set(free_ports(20))) == 20
+
+
+@pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])
+def test_a_second_interrupt_does_not_cut_the_stopping_short(first: str):
+    code = (
+        "import os, signal, time\n"
+        "from twinpath.online.session import interrupt_once\n"
+        "interrupt_once()\n"
+        "try:\n"
+        f"    os.kill(os.getpid(), signal.{first})\n"
+        "    time.sleep(20)\n"
+        "except KeyboardInterrupt:\n"
+        "    os.kill(os.getpid(), signal.SIGINT); os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    time.sleep(0.1)\n"
+        "    print('stopped')\n"
+    )
+    library = str(Path(twinpath.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"PYTHONPATH": library}, capture_output=True, text=True, timeout=30,
+    )  # fmt: skip
+    assert done.stdout == "stopped\n", done.stderr

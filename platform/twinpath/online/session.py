@@ -231,6 +231,19 @@ def _uninterrupted() -> Any:
         signal.signal(signal.SIGINT, before)
 
 
+def interrupt_once() -> None:
+    """From now on the first SIGINT or SIGTERM raises KeyboardInterrupt, and later ones are
+    ignored, so that an impatient second Ctrl-C does not cut the stopping of a session short."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, interrupt)
+
+
 def free_ports(count: int) -> list[int]:
     """TCP ports of the loopback that nobody listens on at this moment."""
     sockets = [socket.socket() for _ in range(count)]
