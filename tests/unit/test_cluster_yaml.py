@@ -101,7 +101,10 @@ def test_serve_switches_are_in_the_environment_of_ray_start_on_every_node(writte
     start = next(command for command in written[which] if "ray start" in command)
     switches, _, _ = start.partition("ray start")
     for name, value in FAST_PATH.items():
-        if name not in ("RAY_SERVE_HAPROXY_NBTHREAD", "RAY_USAGE_STATS_ENABLED"):
+        # A cluster has more cores, and may have balancers of its own in front.
+        if name not in ("RAY_SERVE_HAPROXY_NBTHREAD", "RAY_USAGE_STATS_ENABLED") and (
+            "DRAINING" not in name
+        ):
             assert f"{name}={value}" in switches.split()
     assert "RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in switches
 

@@ -15,6 +15,9 @@ FAST_PATH: dict[str, str] = {
     # Predictions pass Serve's wrapper by, on the loop that the HTTP server runs on.
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "twinpath.online.fastpath:middlewares",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # HAProxy learns of a replica that ends within a second; Serve's 30 s are for balancers that
+    # do not, and make Ctrl-C in `serve run` take as long.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
