@@ -27,6 +27,7 @@ __all__ = [
     "Placement",
     "Replicas",
     "RowError",
+    "Tensor",
     "TwinpathError",
     "col",
 ]
@@ -42,6 +43,7 @@ _HOMES = {
     "Placement": "graph.placement",
     "Replicas": "graph.placement",
     "RowError": "graph.columns",
+    "Tensor": "graph.tensors",
     "TwinpathError": "errors",
     "col": "graph.expressions",
 }

@@ -12,9 +12,15 @@ TwinpathError
 │   ├── EmptyBodyError         empty_body          400
 │   ├── MalformedBodyError     malformed_body      400
 │   └── BodyTooLargeError      body_too_large      413
+├── UnknownModelError          unknown_model       404  no such model or version is served here
+├── AccessError                unauthenticated     401  no valid credentials; base of the next
+│   └── ForbiddenError         forbidden           403  these credentials do not allow that
 ├── RowFailedError             row_failed          422  a node could not compute that row
 ├── NodeContractError          node_contract       500  a node broke its contract
-├── OverloadedError            overloaded          503  a queue is full; carries ``retry_after_s``
+├── RetryLaterError            retry_later         503  base of the next; ``retry_after_s``
+│   ├── OverloadedError        overloaded          503  a bounded queue is full
+│   └── LimitError             rate_limited        429  the client's own limit is reached
+│       └── QuotaError         quota_exceeded      429  the client's quota is used up
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
 ├── ClientClosedError      client_closed_request   499  the client hung up before its rows were run
 └── BatchJobError              batch_job           500  a batch job could not run or finish
@@ -111,6 +117,27 @@ class BodyTooLargeError(InputError):
     http_status = 413
 
 
+class UnknownModelError(TwinpathError):
+    """No model, or no version of it, has that name here."""
+
+    code = "unknown_model"
+    http_status = 404
+
+
+class AccessError(TwinpathError):
+    """The request carries no valid credentials."""
+
+    code = "unauthenticated"
+    http_status = 401
+
+
+class ForbiddenError(AccessError):
+    """The credentials are valid and do not allow this."""
+
+    code = "forbidden"
+    http_status = 403
+
+
 class RowFailedError(TwinpathError):
     """A node could not compute one row."""
 
@@ -124,18 +151,37 @@ class NodeContractError(TwinpathError):
     code = "node_contract"
 
 
-class OverloadedError(TwinpathError):
-    """A bounded queue is full."""
+class RetryLaterError(TwinpathError):
+    """Base of refusals that say after how many seconds another try makes sense."""
 
-    code = "overloaded"
+    code = "retry_later"
     http_status = 503
 
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
 
-    def __reduce__(self) -> tuple[type["OverloadedError"], tuple[str, float]]:
+    def __reduce__(self) -> tuple[type["RetryLaterError"], tuple[str, float]]:
         return type(self), (self.message, self.retry_after_s)
+
+
+class OverloadedError(RetryLaterError):
+    """A bounded queue is full."""
+
+    code = "overloaded"
+
+
+class LimitError(RetryLaterError):
+    """The client's own rate limit is reached."""
+
+    code = "rate_limited"
+    http_status = 429
+
+
+class QuotaError(LimitError):
+    """The client's quota is used up."""
+
+    code = "quota_exceeded"
 
 
 class DeadlineError(TwinpathError):
@@ -162,6 +208,11 @@ def _tree(root: type[TwinpathError]) -> Iterator[type[TwinpathError]]:
     yield root
     for child in root.__subclasses__():
         yield from _tree(child)
+
+
+def error_of(code: str, message: str) -> TwinpathError:
+    """An error of the tree above by its code; of the base for a code it does not have."""
+    return next((cls for cls in _tree(TwinpathError) if cls.code == code), TwinpathError)(message)
 
 
 def http_status_of(code: str) -> int:

@@ -6,7 +6,7 @@ Numbers and booleans are plain numpy arrays, strings are object arrays, tensors 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -57,12 +57,14 @@ class Outcome:
     """What a run returned: the columns of the rows that succeeded, and the errors of the others.
 
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
+    #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
     """
 
     n: int
     columns: Columns
     rows: Rows
     errors: dict[int, RowError]
+    nodes_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":

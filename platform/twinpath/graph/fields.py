@@ -10,7 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic.fields import FieldInfo
 
+from twinpath.errors import GraphError
 from twinpath.graph.dtypes import ColumnType
+from twinpath.graph.tensors import Tensor
 
 _SCALARS = {float: "float64", int: "int64", bool: "bool", str: "str", dt.datetime: "datetime64[us]"}
 _BOUNDS: dict[str, Callable[[Any, Any], Any]] = {
@@ -31,6 +33,8 @@ class Field:
         annotation: Any = info.annotation
         arguments = get_args(annotation)
         self.optional = type(None) in arguments
+        #: Whether a row's value is an array, of which only dtype and shape are checked.
+        self.tensor = False
         if get_origin(annotation) in (Union, types.UnionType):
             inner = [argument for argument in arguments if argument is not type(None)]
             annotation = inner[0] if len(inner) == 1 else object
@@ -38,6 +42,10 @@ class Field:
             metadata += annotation.__metadata__
             annotation = get_args(annotation)[0]
         self.choices: set[Any] | None = None
+        tensor = next((meta for meta in metadata if isinstance(meta, Tensor)), None)
+        if tensor is not None:
+            self._set_tensor(tensor)
+            return
         kind: Any = annotation
         if get_origin(annotation) is Literal:
             self.optional |= None in get_args(annotation)
@@ -60,9 +68,17 @@ class Field:
         #: Whether `failures` checks all that pydantic would check.
         self.vectorised = plain and self.type.dtype != "any"
 
+    def _set_tensor(self, tensor: Tensor) -> None:
+        if self.optional:
+            raise GraphError(f"field {self.name!r}: a Tensor cannot be Optional")
+        self.type, self.whole, self.bounds = tensor.type, False, []
+        self.tensor = self.vectorised = True
+
     def failures(self, values: NDArray[Any]) -> dict[int, str]:
         """Position → what is wrong there."""
         wrong: dict[int, str] = {}
+        if self.tensor:
+            return wrong
         if self.type.dtype == "str":
             return self._wrong_texts(values.tolist())
         missing = values != values if values.dtype.kind in "fM" else np.zeros(len(values), bool)

@@ -41,11 +41,12 @@ class Frame:
 
 @dataclass(slots=True)
 class State:
-    """A batch under way: frames by step id, and the rows that have failed."""
+    """A batch under way: frames by step id, the rows that have failed, seconds by node."""
 
     n: int
     frames: dict[int, Frame] = field(default_factory=dict)
     errors: dict[int, RowError] = field(default_factory=dict)
+    nodes_s: dict[str, float] = field(default_factory=dict)
 
     def fail(self, rows: Rows, errors: dict[int, RowError]) -> None:
         """Record errors by position in ``rows``; a row's first error stays."""

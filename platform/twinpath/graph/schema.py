@@ -203,6 +203,12 @@ class Schema:
             for i, value in enumerate(values):
                 array[i] = value
             return array, beyond
+        if field.tensor:
+            shape = field.type.shape or ()
+            array = np.empty((len(values), *shape), dtype=field.type.numpy_dtype)
+            for i, value in enumerate(values):
+                array[i] = value
+            return array, beyond
         if field.type.dtype == "int64" or field.whole:
             limit = int(MAX_WHOLE) if field.whole else 2**63 - 1
             for i, value in enumerate(values):

@@ -264,7 +264,7 @@ class Executor:
         for row in lost:
             text = "no branch of the graph gave this row an output: check the where= conditions"
             errors[row] = RowError(NodeContractError.code, text)
-        return Outcome(state.n, columns, rows, errors)
+        return Outcome(state.n, columns, rows, errors, state.nodes_s)
 
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
@@ -301,7 +301,11 @@ class Executor:
         if step.node is None:
             state.frames[step.id] = frame.only(step.live)
             return
-        outcome = await self._calls[step.id](self._given(step, frame)) if len(frame.rows) else None
+        outcome = None
+        if len(frame.rows):
+            started_s = time.perf_counter()
+            outcome = await self._calls[step.id](self._given(step, frame))
+            state.nodes_s[step.name] = time.perf_counter() - started_s
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):
             written = {name: kind.filled(0) for name, kind in (step.outputs or {}).items()}
         else:

@@ -2,12 +2,12 @@
 
 import asyncio
 import contextvars
+import functools
 import itertools
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from twinpath.errors import (
     ClientClosedError,
@@ -18,27 +18,46 @@ from twinpath.errors import (
 )
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
 from twinpath.graph.placement import Batch
-from twinpath.online.policy import BatchPolicy, Dispatch, WakeAt
+from twinpath.online.policy import BatchPolicy, Dispatch, Priority, WakeAt
 
 _LOG = logging.getLogger(__name__)
 _Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """How a request went through: seconds in the queue, seconds of its batch, the batch's rows,
+    and the seconds of each node in it."""
+
+    queue_s: float
+    run_s: float
+    batch_rows: int
+    nodes_s: dict[str, float]
+
+
+#: Gets the outcome, or the error that stands for all rows of the request, and its timing (None
+#: when the rows were not run). It must not raise.
+Done = Callable[[Outcome | Exception, Timing | None], None]
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     columns: Columns
     rows: int
+    done: Done
+    arrived_s: float
     deadline_s: float | None
-    future: "asyncio.Future[Outcome]"
-    abandoned: Callable[[], bool] | None = None
+    abandoned: Callable[[], bool] | None
+    expiry: asyncio.TimerHandle | None = None
 
 
 class Batcher:
-    """Joins concurrent ``submit`` calls into batches for ``run``.
+    """Joins concurrent requests into batches for ``run``.
 
     ``run`` gets the columns of a whole batch and returns one outcome for it. At most
     ``max_inflight`` batches run at a time, and at most ``max_queue_rows`` rows wait; a request
-    that finds the queue empty is always taken, however large.
+    that finds the queue empty is always taken, however large. ``watch`` is told of every batch:
+    its number of requests and its timing (whose ``queue_s`` is that of the oldest request).
     """
 
     def __init__(
@@ -48,14 +67,19 @@ class Batcher:
         *,
         max_inflight: int = 1,
         max_queue_rows: int = 4096,
+        watch: Callable[[int, Timing], None] | None = None,
     ) -> None:
         self._run = run
         self._policy = BatchPolicy(batch, max_inflight)
         self._max_queue_rows = max_queue_rows
+        self._watch = watch
         self._requests: dict[int, _Request] = {}
         self._tickets = itertools.count()
         self._running_rows = 0
+        self._running: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._idle = asyncio.Event()
+        self._idle.set()
         self._flush_due = False
         self._wake: asyncio.TimerHandle | None = None
         self._average_s = 0.05
@@ -78,45 +102,94 @@ class Batcher:
         columns: Columns,
         deadline_s: float | None = None,
         abandoned: Callable[[], bool] | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Outcome:
-        """The outcome of these rows. ``deadline_s`` is on ``time.monotonic``'s clock;
-        ``abandoned`` is asked before the rows are run, whether anybody still wants them.
+        """The outcome of these rows; see :meth:`enqueue`, whose errors it raises."""
+        outcome, _ = await self.timed(columns, deadline_s, abandoned, priority)
+        return outcome
 
-        Raises OverloadedError at once when the queue is full, DeadlineError as soon as the
-        deadline passes while the rows wait, ClientClosedError when they are abandoned (in both
-        cases they are never run), and whatever ``run`` raises.
+    async def timed(
+        self,
+        columns: Columns,
+        deadline_s: float | None = None,
+        abandoned: Callable[[], bool] | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> tuple[Outcome, Timing]:
+        """The outcome of these rows and how it came about. Cancelling it gives the rows up."""
+        future: asyncio.Future[tuple[Outcome, Timing]]
+        future = asyncio.get_running_loop().create_future()
+        done = functools.partial(_resolve, future)
+        ticket = self.enqueue(columns, done, deadline_s, abandoned, priority)
+        try:
+            return await future
+        finally:
+            if not future.done() or future.cancelled():
+                self.give_up(ticket)
+
+    def enqueue(
+        self,
+        columns: Columns,
+        done: Done,
+        deadline_s: float | None = None,
+        abandoned: Callable[[], bool] | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> int:
+        """Queue these rows; ``done`` gets their outcome, exactly once, unless given up before.
+
+        ``deadline_s`` is on ``time.monotonic``'s clock; ``abandoned`` is asked before the rows
+        are run, whether anybody still wants them. Raises OverloadedError at once when the queue
+        is full and nothing of a lower priority can be shed for it. ``done`` gets DeadlineError
+        as soon as the deadline passes while the rows wait, ClientClosedError when they are
+        abandoned, OverloadedError when they are shed (in all three cases they are never run),
+        and whatever ``run`` raises. The ticket that is returned is for :meth:`give_up`.
         """
         rows = row_count(columns)
         waiting = self._policy.queued_rows
         if waiting and waiting + rows > self._max_queue_rows:
-            retry_after_s = max(1.0, round(self._average_s * len(self._requests), 1))
+            self._make_room(rows, priority)
+        loop = asyncio.get_running_loop()
+        now_s = time.monotonic()
+        ticket = next(self._tickets)
+        request = _Request(columns, rows, done, now_s, deadline_s, abandoned)
+        self._requests[ticket] = request
+        self._idle.clear()
+        self._policy.arrived(ticket, rows, now_s, priority)
+        if not self._flush_due:
+            self._flush_soon(loop)
+        if deadline_s is not None:
+            # An event loop's clock and time.monotonic are the same one.
+            request.expiry = loop.call_at(deadline_s, self._expire, ticket)
+        return ticket
+
+    def give_up(self, ticket: int) -> None:
+        """Forget a request: it is not run if it still waits, and ``done`` is not called."""
+        request = self._forget(ticket)
+        if request is not None:
+            self._policy.dropped(ticket)
+            self._set_idle()
+
+    async def close(self) -> None:
+        """Wait until everything accepted has been answered."""
+        await self._idle.wait()
+
+    def _set_idle(self) -> None:
+        if not self._requests and not self._tasks:
+            self._idle.set()
+
+    def _make_room(self, rows: int, priority: Priority) -> None:
+        waiting = self._policy.queued_rows
+        retry_after_s = max(1.0, round(self._average_s * len(self._requests), 1))
+        shed = self._policy.shed_for(priority, waiting + rows - self._max_queue_rows)
+        if shed is None:
             raise OverloadedError(
                 f"{waiting} rows wait and the limit is {self._max_queue_rows}: try again in "
                 f"{retry_after_s:g} s",
                 retry_after_s,
             )
-        loop = asyncio.get_running_loop()
-        ticket = next(self._tickets)
-        request = _Request(columns, rows, deadline_s, loop.create_future(), abandoned)
-        self._requests[ticket] = request
-        self._policy.arrived(ticket, rows, time.monotonic())
-        self._flush_soon(loop)
-        # An event loop's clock and time.monotonic are the same one.
-        expiry = None if deadline_s is None else loop.call_at(deadline_s, self._expire, ticket)
-        try:
-            return await request.future
-        finally:
-            if expiry is not None:
-                expiry.cancel()
-            if self._requests.pop(ticket, None) is not None:
-                self._policy.dropped(ticket)
-
-    async def close(self) -> None:
-        """Wait until everything accepted has been answered."""
-        while self._requests or self._tasks:
-            waiting: list[asyncio.Future[Any]] = [*self._tasks]
-            waiting += [request.future for request in self._requests.values()]
-            await asyncio.wait(waiting)
+        for ticket in shed:
+            self._policy.dropped(ticket)
+            text = f"given up for requests of a higher priority: try again in {retry_after_s:g} s"
+            self._fail(ticket, OverloadedError(text, retry_after_s))
 
     def _flush_soon(self, loop: asyncio.AbstractEventLoop) -> None:
         """Flush behind all callbacks of this loop iteration, so that requests which were read
@@ -138,21 +211,28 @@ class Batcher:
                 return
             task = loop.create_task(self._dispatch(instruction), context=self._context.copy())
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._set_idle()
 
     async def _dispatch(self, instruction: Dispatch) -> None:
         requests = self._take(instruction.tickets)
         rows = sum(request.rows for request in requests)
         self._running_rows += rows
-        started = time.monotonic()
+        started_s = time.monotonic()
+        answered = False
         try:
             for group in _compatible(requests):
                 await self._answer(group)
+            answered = True
         finally:
-            for request in requests:  # only if this task itself was cancelled is any left
-                request.future.cancel()
+            if not answered:  # this task itself was cancelled: at shutdown only
+                for request in requests:
+                    _done(request, _cancelled(), None)
             self._running_rows -= rows
-            self._average_s += 0.2 * (time.monotonic() - started - self._average_s)
+            self._average_s += 0.2 * (time.monotonic() - started_s - self._average_s)
             self._policy.finished()
             self._flush_soon(asyncio.get_running_loop())
 
@@ -161,29 +241,38 @@ class Batcher:
         now_s = time.monotonic()
         wanted = []
         for ticket in tickets:
-            request = self._requests.pop(ticket, None)
-            if request is None or request.future.done():
+            request = self._forget(ticket)
+            if request is None:
                 continue
             if request.deadline_s is not None and now_s >= request.deadline_s:
-                request.future.set_exception(_expired())
-                continue
-            if request.abandoned is not None and request.abandoned():
-                request.future.set_exception(ClientClosedError("the client hung up"))
-                continue
-            wanted.append(request)
+                _done(request, _expired(), None)
+            elif request.abandoned is not None and request.abandoned():
+                _done(request, ClientClosedError("the client hung up"), None)
+            else:
+                wanted.append(request)
         return wanted
+
+    def _forget(self, ticket: int) -> _Request | None:
+        request = self._requests.pop(ticket, None)
+        if request is not None and request.expiry is not None:
+            request.expiry.cancel()
+        return request
+
+    def _fail(self, ticket: int, error: TwinpathError) -> None:
+        request = self._forget(ticket)
+        if request is not None:
+            _done(request, error, None)
 
     def _expire(self, ticket: int) -> None:
         """The deadline of a request has come: if it still waits, it is answered and forgotten."""
-        request = self._requests.pop(ticket, None)
-        if request is not None:
-            self._policy.dropped(ticket)
-            if not request.future.done():
-                request.future.set_exception(_expired())
+        self._policy.dropped(ticket)
+        self._fail(ticket, _expired())
+        self._set_idle()
 
     async def _answer(self, requests: list[_Request]) -> None:
-        """Run one batch. Every future is resolved, unless this very task is cancelled."""
+        """Run one batch. Every request is answered, unless this very task is cancelled."""
         rows = sum(request.rows for request in requests)
+        started_s = time.monotonic()
         error: Exception
         try:
             outcome = await self._run(concat([request.columns for request in requests]))
@@ -194,24 +283,52 @@ class Batcher:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
                 raise
-            # Not us: something that the batch waited for was cancelled, such as a remote call.
-            error = TwinpathError("the call behind this batch was cancelled: send it again")
+            error = _cancelled()
         except Exception as raised:
             error = raised
         else:
+            run_s = time.monotonic() - started_s
             for request, part in zip(requests, parts, strict=True):
-                if not request.future.done():
-                    request.future.set_result(part)
+                queue_s = started_s - request.arrived_s
+                _done(request, part, Timing(queue_s, run_s, rows, outcome.nodes_s))
+            if self._watch is not None:
+                oldest_s = started_s - requests[0].arrived_s
+                self._watch(len(requests), Timing(oldest_s, run_s, rows, outcome.nodes_s))
             return
         if not isinstance(error, TwinpathError):
             _LOG.error("a batch of %d requests failed", len(requests), exc_info=error)
         for request in requests:
-            if not request.future.done():
-                request.future.set_exception(error)
+            _done(request, error, None)
+
+
+def _done(request: _Request, result: Outcome | Exception, timing: Timing | None) -> None:
+    """Tell the caller. One that fails at it must not take its batch mates' answers away."""
+    try:
+        request.done(result, timing)
+    except Exception:
+        _LOG.exception("an answer could not be given")
+
+
+def _resolve(
+    future: "asyncio.Future[tuple[Outcome, Timing]]",
+    result: Outcome | Exception,
+    timing: Timing | None,
+) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    elif timing is not None:
+        future.set_result((result, timing))
 
 
 def _expired() -> DeadlineError:
     return DeadlineError("the deadline passed while the request waited; it was not run")
+
+
+def _cancelled() -> TwinpathError:
+    """Something that the batch waited for was cancelled, such as a remote call."""
+    return TwinpathError("the call behind this batch was cancelled: send it again")
 
 
 def _shape(columns: Columns) -> _Shape:
@@ -220,6 +337,8 @@ def _shape(columns: Columns) -> _Shape:
 
 def _compatible(requests: list[_Request]) -> list[list[_Request]]:
     """Requests whose columns can be joined without changing a dtype or shape, in order."""
+    if len(requests) == 1:
+        return [requests]
     groups: dict[_Shape, list[_Request]] = {}
     for request in requests:
         groups.setdefault(_shape(request.columns), []).append(request)

@@ -2,13 +2,22 @@
 
 A batch leaves at once when a slot is free and grows only while earlier ones run, so there is no
 latency tax at low load. With ``max_wait_ms`` a batch that is not full is held that long even
-though a slot is free.
+though a slot is free. Requests of a higher priority leave first; within one, in order.
 """
 
-from collections import deque
+import enum
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from twinpath.graph.placement import Batch
+
+
+class Priority(enum.IntEnum):
+    """How much a request matters when not all can be served. Low ones are shed first."""
+
+    LOW = 0
+    NORMAL = 1
+    HIGH = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,26 +43,33 @@ class WakeAt:
     time_s: float
 
 
+def _lanes() -> tuple[dict[int, Waiting], ...]:
+    return tuple({} for _ in Priority)
+
+
 @dataclass(slots=True)
 class BatchPolicy:
     """What to run next. ``running`` counts batches under way; never above ``max_inflight``."""
 
     batch: Batch
     max_inflight: int
-    queue: deque[Waiting] = field(default_factory=deque)
+    #: One queue for each priority, by ticket, in order of arrival.
+    lanes: tuple[dict[int, Waiting], ...] = field(default_factory=_lanes)
     running: int = 0
     queued_rows: int = 0
 
-    def arrived(self, ticket: int, rows: int, now_s: float) -> None:
+    def arrived(
+        self, ticket: int, rows: int, now_s: float, priority: Priority = Priority.NORMAL
+    ) -> None:
         """A request joined the queue."""
-        self.queue.append(Waiting(ticket, rows, now_s))
+        self.lanes[priority][ticket] = Waiting(ticket, rows, now_s)
         self.queued_rows += rows
 
     def dropped(self, ticket: int) -> None:
         """A waiting request was cancelled or expired; harmless if it is not waiting."""
-        for waiting in self.queue:
-            if waiting.ticket == ticket:
-                self.queue.remove(waiting)
+        for lane in self.lanes:
+            waiting = lane.pop(ticket, None)
+            if waiting is not None:
                 self.queued_rows -= waiting.rows
                 return
 
@@ -61,24 +77,42 @@ class BatchPolicy:
         """A batch came back."""
         self.running -= 1
 
+    def shed_for(self, priority: Priority, excess_rows: int) -> list[int] | None:
+        """Tickets to give up so that a request of this priority fits: the lowest first, the
+        newest among them first. None when even that would not free ``excess_rows``."""
+        chosen: list[int] = []
+        for lane in self.lanes[:priority]:
+            for waiting in reversed(lane.values()):
+                if excess_rows <= 0:
+                    break
+                chosen.append(waiting.ticket)
+                excess_rows -= waiting.rows
+        return chosen if excess_rows <= 0 else None
+
     def decide(self, now_s: float) -> Dispatch | WakeAt | None:
         """The next instruction; ask again until it is None or WakeAt.
 
-        Requests leave in the order in which they came and are never split: one that is larger
-        than ``max_size`` goes alone.
+        Requests are never split: one that is larger than ``max_size`` goes alone.
         """
-        if not self.queue or self.running >= self.max_inflight:
+        if not self.queued_rows or self.running >= self.max_inflight:
             return None
-        taken, rows = 0, 0
-        for waiting in self.queue:
+        taken: list[Waiting] = []
+        rows, full = 0, False
+        for waiting in self._in_order():
             if taken and rows + waiting.rows > self.batch.max_size:
+                full = True
                 break
-            taken, rows = taken + 1, rows + waiting.rows
-        full = rows >= self.batch.max_size or taken < len(self.queue)
-        due_s = self.queue[0].arrived_s + self.batch.max_wait_ms / 1000
-        if not full and now_s < due_s:
-            return WakeAt(due_s)
-        tickets = tuple(self.queue.popleft().ticket for _ in range(taken))
-        self.queued_rows -= rows
+            taken.append(waiting)
+            rows += waiting.rows
+        if self.batch.max_wait_ms and not full and rows < self.batch.max_size:
+            due_s = min(waiting.arrived_s for waiting in taken) + self.batch.max_wait_ms / 1000
+            if now_s < due_s:
+                return WakeAt(due_s)
+        for waiting in taken:
+            self.dropped(waiting.ticket)
         self.running += 1
-        return Dispatch(tickets)
+        return Dispatch(tuple(waiting.ticket for waiting in taken))
+
+    def _in_order(self) -> Iterator[Waiting]:
+        for lane in reversed(self.lanes):
+            yield from lane.values()

@@ -1,0 +1,1 @@
+"""The gateway: rules that every request passes before its rows are read."""

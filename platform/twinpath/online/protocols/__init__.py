@@ -1,0 +1,1 @@
+"""Protocols: codecs that translate between the wire and columns, and nothing else."""
