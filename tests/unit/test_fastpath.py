@@ -7,16 +7,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import uvicorn
 from pydantic import BaseModel
+from uvicorn.config import HTTP_PROTOCOLS
+from uvicorn.importer import import_from_string
+from uvicorn.server import ServerState
 
 from twinpath import Columns, Graph, Node
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
-from twinpath.online.app import GraphApp
+from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
+from twinpath.online.lean import LeanProtocol
 
 pytest.importorskip("ray.serve")
 from twinpath.online.fastpath import FastPath, middlewares
+
+EMPTY = [(b"content-length", b"0")]
+BODY = b'{"rows": [{"x": 2}]}'
 
 
 class Number(BaseModel):
@@ -44,7 +52,7 @@ class Replica:
             _run_user_code_in_separate_thread=False, _callable=SimpleNamespace(_asgi_app=graph_app)
         )
         self._deployment_id = SimpleNamespace(app_name="app", name="double")
-        self._http_options = SimpleNamespace(request_timeout_s=None)
+        self._http_options = SimpleNamespace(request_timeout_s=None, root_path="")
         self.max_queued_requests = -1
         self._route_prefix = prefix
         self.seen: Counter[str] = Counter()
@@ -54,25 +62,32 @@ class Replica:
 
     async def _direct_ingress_asgi(self, scope: Any, receive: Any, send: Any) -> None:
         self.count("serve")
-        await send({"type": "http.response.start", "status": 299, "headers": []})
+        await send({"type": "http.response.start", "status": 299, "headers": EMPTY})
         await send({"type": "http.response.body", "body": b""})
 
 
-class Cycle:
-    """uvicorn's side of a request: a bound ``receive``, and whether the client hung up."""
+class Transport(asyncio.Transport):
+    """A socket's other end: what was written, and whether it was closed."""
 
-    def __init__(self, body: bytes, disconnected: bool = False) -> None:
-        self.body, self.disconnected = body, disconnected
-        self.sent: list[dict[str, Any]] = []
+    def __init__(self) -> None:
+        super().__init__({"peername": ("10.0.0.1", 5), "sockname": ("10.0.0.2", 80)})
+        self.written, self.closed = b"", False
 
-    async def receive(self) -> dict[str, Any]:
-        return {"type": "http.request", "body": self.body}
+    def write(self, data: Any) -> None:
+        self.written += bytes(data)
 
-    async def send(self, message: dict[str, Any]) -> None:
-        self.sent.append(message)
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
 
 
-def setting(prefix: str = "/double") -> tuple[Replica, FastPath, list[int]]:
+def setting(prefix: str = "/double", limit: int = 1000) -> tuple[Replica, FastPath, list[int]]:
     graph = Graph("double", input=Number, output=Number)
     with graph as number:
         graph.output(Double()(number))
@@ -84,45 +99,114 @@ def setting(prefix: str = "/double") -> tuple[Replica, FastPath, list[int]]:
         ran.append(len(columns["x"]))
         return await executor.run(columns)
 
-    replica = Replica(
-        GraphApp(graph.plan, Batcher(run, Batch()), 1000, echo_request_id=False), prefix
-    )
+    app = graph_app(graph.plan, Batcher(run, Batch()), max_body_bytes=limit, echo_request_id=False)
+    replica = Replica(app, prefix)
     from ray.serve._private.http_util import RequestIdMiddleware
 
     return replica, FastPath(RequestIdMiddleware(replica._direct_ingress_asgi)), ran
 
 
-def send(fast: FastPath, path: str = "/double/predict", body: Any = None, **more: Any) -> Cycle:
-    given = body if isinstance(body, bytes) else json.dumps(body or {"rows": [{"x": 2}]}).encode()
-    cycle = Cycle(given, more.pop("disconnected", False))
-    scope = {
-        "type": "http", "method": "POST", "path": path, "root_path": "", "query_string": b"",
-        "headers": [(b"content-type", b"application/json")],
-    } | more  # fmt: skip
-    asyncio.run(fast(scope, cycle.receive, cycle.send))
-    return cycle
+def raw(path: str = "/double/predict", body: bytes = BODY, **more: Any) -> bytes:
+    """A request as it comes on the wire."""
+    headers = {"host": "x", "content-length": str(len(body))} | more.pop("headers", {})
+    lines = [f"{more.pop('method', 'POST')} {path} HTTP/{more.pop('version', '1.1')}"]
+    lines += [f"{name}: {value}" for name, value in headers.items() if value is not None]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+async def talk(
+    fast: FastPath, *pieces: bytes, hang_up: bool = False, root_path: str = ""
+) -> Transport:
+    """Feed these pieces to a connection, one loop iteration apart; the connection's end."""
+    config = uvicorn.Config(fast, lifespan="off", root_path=root_path)
+    config.load()
+    protocol = LeanProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+    transport = Transport()
+    protocol.connection_made(transport)
+    for piece in pieces:
+        protocol.data_received(piece)
+        if hang_up:
+            protocol.connection_lost(None)
+        await asyncio.sleep(0.01)
+    protocol._unset_keepalive_if_required()
+    return transport
+
+
+def send(fast: FastPath, *pieces: bytes, **more: Any) -> list[tuple[int, dict[str, str], bytes]]:
+    """Status, headers and body of each answer."""
+    return answers(asyncio.run(talk(fast, *pieces, **more)).written)
+
+
+def answers(written: bytes) -> list[tuple[int, dict[str, str], bytes]]:
+    found = []
+    while written:
+        head, _, rest = written.partition(b"\r\n\r\n")
+        status, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        size = int(headers["content-length"])
+        found.append((int(status.split()[1]), headers, rest[:size]))
+        written = rest[size:]
+    return found
 
 
 @pytest.mark.parametrize("path", ["/double/predict", "/double/double/predict"])
 def test_a_prediction_does_not_pass_serve_and_is_counted(path: str):
     replica, fast, _ = setting()
-    start, body = send(fast, path, headers=[(b"x-request-id", b"mine")]).sent
-    assert start["status"] == 200
-    assert json.loads(body["body"]) == {"rows": [{"x": 4.0}]}
-    assert (b"x-request-id", b"mine") in start["headers"]
+    [(status, headers, body)] = send(fast, raw(path, headers={"x-request-id": "mine"}))
+    assert (status, json.loads(body)) == (200, {"rows": [{"x": 4.0}]})
+    assert headers["x-request-id"] == "mine"
+    assert headers["content-type"] == "application/json"
     assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "200": 1}
 
 
 def test_at_the_root_there_is_no_prefix():
     replica, fast, _ = setting(prefix="/")
-    assert send(fast, "/predict").sent[0]["status"] == 200
+    assert send(fast, raw("/predict"))[0][0] == 200
+    assert not replica.seen["serve"]
+
+
+def test_a_query_is_read():
+    replica, fast, _ = setting()
+    [(status, _, body)] = send(fast, raw("/double/predict?on_error=partial"))
+    assert (status, json.loads(body)) == (200, {"rows": [{"x": 4.0}], "errors": []})
     assert not replica.seen["serve"]
 
 
 def test_a_refused_request_is_counted_as_what_it_is():
     replica, fast, _ = setting()
-    assert send(fast, body=b"{").sent[0]["status"] == 400
+    assert send(fast, raw(body=b"{"))[0][0] == 400
     assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "400": 1}
+
+
+def test_a_connection_is_kept_and_a_body_may_come_in_pieces():
+    replica, fast, _ = setting()
+    whole = raw()
+    found = send(fast, whole, whole[:30], whole[30:-5], whole[-5:-2], whole[-2:], whole)
+    assert [json.loads(body)["rows"] for _, _, body in found] == [[{"x": 4.0}]] * 3
+    assert replica.seen["200"] == 3
+
+
+def test_pipelined_requests_are_answered_in_order():
+    _, fast, _ = setting()
+    bodies = [b'{"rows":[{"x":%d}]}' % i for i in range(4)]
+    wanted = [float(2 * i) for i in range(4)]
+    found = send(fast, b"".join(raw(body=body) for body in bodies))
+    # The first takes the short way; the others wait for it in uvicorn's own queue.
+    assert [s for s, _, _ in found] == [200, 299, 299, 299]
+    assert json.loads(found[0][2])["rows"][0]["x"] == wanted[0]
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"),
+    [({}, True), ({"headers": {"connection": "close"}}, False), ({"version": "1.0"}, False)],
+)
+def test_the_connection_ends_when_the_client_wants_it(more: dict[str, Any], kept: bool):
+    _, fast, _ = setting()
+    transport = asyncio.run(talk(fast, raw(**more)))
+    [(status, headers, _)] = answers(transport.written)
+    assert status == 200
+    assert transport.closed is not kept
+    assert (headers.get("connection") == "close") is not kept
 
 
 @pytest.mark.parametrize(
@@ -131,35 +215,50 @@ def test_a_refused_request_is_counted_as_what_it_is():
         {"method": "GET"},
         {"path": "/double/healthz"},
         {"path": "/other/predict"},
-        {"root_path": "/behind"},
-        {"headers": [(b"x-request-timeout-seconds", b"3")]},
+        {"headers": {"x-request-timeout-seconds": "3"}},
+        {"headers": {"content-length": None, "transfer-encoding": "chunked"},
+         "body": b"2\r\n{}\r\n0\r\n\r\n"},
+        {"headers": {"upgrade": "h2c", "connection": "x"}},
+        {"body": b" " * 1001},
     ],
-)
+)  # fmt: skip
 def test_everything_else_goes_serves_way(more: dict[str, Any]):
     replica, fast, ran = setting()
-    assert send(fast, **more).sent[0]["status"] == 299
+    assert send(fast, raw(**more))[0][0] == 299
     assert replica.seen == {"serve": 1}
     assert ran == []
 
 
-@pytest.mark.parametrize("setting_of_serve", ["queue", "timeout", "thread", "other app"])
+def test_bytes_that_are_no_http_are_refused():
+    replica, fast, _ = setting()
+    transport = asyncio.run(talk(fast, b"\x16\x03\x01 nonsense\r\n\r\n"))
+    assert answers(transport.written)[0][0] == 400
+    assert transport.closed
+    assert not replica.seen
+
+
+@pytest.mark.parametrize(
+    "setting_of_serve", ["queue", "timeout", "thread", "root path", "other app"]
+)
 def test_what_serve_must_see_to_itself_is_left_to_it(setting_of_serve: str):
     replica, fast, _ = setting()
     match setting_of_serve:
         case "queue":
             replica.max_queued_requests = 10
+        case "root path":
+            replica._http_options.root_path = "/behind"
         case "timeout":
             replica._http_options.request_timeout_s = 5.0
         case "thread":
             replica._user_callable_wrapper._run_user_code_in_separate_thread = True
         case "other app":
             replica._user_callable_wrapper._callable._asgi_app = object()
-    assert send(fast).sent[0]["status"] == 299
+    assert send(fast, raw())[0][0] == 299
 
 
 def test_rows_of_a_client_that_hung_up_are_not_run():
     replica, fast, ran = setting()
-    send(fast, disconnected=True)
+    assert send(fast, raw(), hang_up=True) == []
     assert ran == []
     assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "499": 1}
 
@@ -170,13 +269,18 @@ def test_around_a_proxy_it_passes_everything_on():
     async def proxy(scope: Any, receive: Any, send: Any) -> None:
         passed.append(scope["path"])
 
-    send(FastPath(proxy))
+    send(FastPath(proxy), raw())
     assert passed == ["/double/predict"]
 
 
 def test_serve_is_given_one_middleware():
-    [middleware] = middlewares()
-    assert middleware.cls is FastPath
+    before = dict(HTTP_PROTOCOLS)
+    try:
+        [middleware] = middlewares()
+        assert middleware.cls is FastPath
+        assert import_from_string(HTTP_PROTOCOLS["auto"]) is LeanProtocol
+    finally:
+        HTTP_PROTOCOLS.update(before)
 
 
 def test_the_replica_of_this_ray_has_every_name_that_is_read():

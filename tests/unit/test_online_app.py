@@ -16,7 +16,7 @@ from twinpath.errors import OverloadedError
 from twinpath.graph.columns import Columns, Outcome, row_count
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
-from twinpath.online.app import GraphApp
+from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
 
 LIMIT = 2000
@@ -54,7 +54,7 @@ def app_of(node: Node, **limits: int) -> GraphApp:
     executor = Executor(graph.plan)
     executor.setup()
     batcher = Batcher(executor.run, Batch(), **limits)
-    return GraphApp(graph.plan, batcher, LIMIT, batcher.close)
+    return graph_app(graph.plan, batcher, max_body_bytes=LIMIT, close=batcher.close)
 
 
 @asynccontextmanager
@@ -221,7 +221,7 @@ async def test_an_overload_says_when_to_come_back():
         raise OverloadedError("full", retry_after_s=2.4)
 
     app = app_of(Double())
-    app._batcher._run = refuse
+    app._plane._batcher._run = refuse
     async with client_of(app) as client:
         answer = await client.post("/predict", json={"rows": [{"x": 1}]})
     error_of(answer, 503, "overloaded")
@@ -239,7 +239,7 @@ async def test_a_bug_is_a_500_without_its_inside(caplog: pytest.LogCaptureFixtur
         raise ZeroDivisionError("secret detail")
 
     app = app_of(Double())
-    app._batcher._run = run
+    app._plane._batcher._run = run
     async with client_of(app) as client:
         answer = await client.post(
             "/predict", json={"rows": [{"x": 1}]}, headers={"x-request-id": "abc"}
@@ -304,7 +304,7 @@ async def test_clients_that_come_together_share_a_batch():
         return Outcome.success({"y": columns["x"] * 2, "label": columns["label"]}, sizes[-1])
 
     app = app_of(Double())
-    app._batcher._run = run
+    app._plane._batcher._run = run
     async with client_of(app) as client:
         answers = await asyncio.gather(
             *(client.post("/predict", json={"rows": [{"x": i}]}) for i in range(20))
@@ -321,10 +321,10 @@ async def test_shutting_down_waits_for_what_was_accepted():
         await gate.wait()
         return Outcome.success({"y": columns["x"], "label": columns["label"]}, 1)
 
-    app._batcher._run = run
+    app._plane._batcher._run = run
     async with client_of(app) as client:
         asked = asyncio.create_task(client.post("/predict", json={"rows": [{"x": 1}]}))
-        while not app._batcher.running_rows:  # noqa: ASYNC110
+        while not app._plane._batcher.running_rows:  # noqa: ASYNC110
             await asyncio.sleep(0)
         messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
         sent: list[str] = []

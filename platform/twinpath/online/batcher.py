@@ -5,6 +5,7 @@ import contextvars
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -48,7 +49,6 @@ class _Request:
     arrived_s: float
     deadline_s: float | None
     abandoned: Callable[[], bool] | None
-    expiry: asyncio.TimerHandle | None = None
 
 
 class Batcher:
@@ -56,8 +56,7 @@ class Batcher:
 
     ``run`` gets the columns of a whole batch and returns one outcome for it. At most
     ``max_inflight`` batches run at a time, and at most ``max_queue_rows`` rows wait; a request
-    that finds the queue empty is always taken, however large. ``watch`` is told of every batch:
-    its number of requests and its timing (whose ``queue_s`` is that of the oldest request).
+    that finds the queue empty is always taken, however large.
     """
 
     def __init__(
@@ -67,21 +66,24 @@ class Batcher:
         *,
         max_inflight: int = 1,
         max_queue_rows: int = 4096,
-        watch: Callable[[int, Timing], None] | None = None,
     ) -> None:
         self._run = run
         self._policy = BatchPolicy(batch, max_inflight)
         self._max_queue_rows = max_queue_rows
-        self._watch = watch
+        #: Told of every batch that was run: its number of requests and its timing (whose
+        #: ``queue_s`` is that of the oldest request).
+        self.watch: Callable[[int, Timing], None] | None = None
         self._requests: dict[int, _Request] = {}
         self._tickets = itertools.count()
         self._running_rows = 0
-        self._running: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._idle = asyncio.Event()
         self._idle.set()
         self._flush_due = False
         self._wake: asyncio.TimerHandle | None = None
+        #: One timer for the earliest deadline of all, since one for each would cost more.
+        self._expiry: asyncio.TimerHandle | None = None
+        self._expiry_s = math.inf
         self._average_s = 0.05
         #: A batch belongs to no caller: run in the context of the one that happened to come
         #: first, its calls would be cancelled with that one's request, and its mates with them.
@@ -156,14 +158,13 @@ class Batcher:
         self._policy.arrived(ticket, rows, now_s, priority)
         if not self._flush_due:
             self._flush_soon(loop)
-        if deadline_s is not None:
-            # An event loop's clock and time.monotonic are the same one.
-            request.expiry = loop.call_at(deadline_s, self._expire, ticket)
+        if deadline_s is not None and deadline_s < self._expiry_s:
+            self._expire_at(deadline_s)
         return ticket
 
     def give_up(self, ticket: int) -> None:
         """Forget a request: it is not run if it still waits, and ``done`` is not called."""
-        request = self._forget(ticket)
+        request = self._requests.pop(ticket, None)
         if request is not None:
             self._policy.dropped(ticket)
             self._set_idle()
@@ -241,7 +242,7 @@ class Batcher:
         now_s = time.monotonic()
         wanted = []
         for ticket in tickets:
-            request = self._forget(ticket)
+            request = self._requests.pop(ticket, None)
             if request is None:
                 continue
             if request.deadline_s is not None and now_s >= request.deadline_s:
@@ -252,21 +253,33 @@ class Batcher:
                 wanted.append(request)
         return wanted
 
-    def _forget(self, ticket: int) -> _Request | None:
-        request = self._requests.pop(ticket, None)
-        if request is not None and request.expiry is not None:
-            request.expiry.cancel()
-        return request
-
     def _fail(self, ticket: int, error: TwinpathError) -> None:
-        request = self._forget(ticket)
+        request = self._requests.pop(ticket, None)
         if request is not None:
             _done(request, error, None)
 
-    def _expire(self, ticket: int) -> None:
-        """The deadline of a request has come: if it still waits, it is answered and forgotten."""
-        self._policy.dropped(ticket)
-        self._fail(ticket, _expired())
+    def _expire_at(self, deadline_s: float) -> None:
+        if self._expiry is not None:
+            self._expiry.cancel()
+        self._expiry_s = deadline_s
+        # An event loop's clock and time.monotonic are the same one.
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_at(deadline_s, self._expire, context=self._context)
+
+    def _expire(self) -> None:
+        """A deadline has come: requests that still wait beyond theirs are answered."""
+        now_s, next_s = time.monotonic(), math.inf
+        self._expiry, self._expiry_s = None, math.inf
+        for ticket, request in list(self._requests.items()):
+            if request.deadline_s is None:
+                continue
+            if request.deadline_s <= now_s:
+                self._policy.dropped(ticket)
+                self._fail(ticket, _expired())
+            else:
+                next_s = min(next_s, request.deadline_s)
+        if next_s < math.inf:
+            self._expire_at(next_s)
         self._set_idle()
 
     async def _answer(self, requests: list[_Request]) -> None:
@@ -291,9 +304,9 @@ class Batcher:
             for request, part in zip(requests, parts, strict=True):
                 queue_s = started_s - request.arrived_s
                 _done(request, part, Timing(queue_s, run_s, rows, outcome.nodes_s))
-            if self._watch is not None:
+            if self.watch is not None:
                 oldest_s = started_s - requests[0].arrived_s
-                self._watch(len(requests), Timing(oldest_s, run_s, rows, outcome.nodes_s))
+                self.watch(len(requests), Timing(oldest_s, run_s, rows, outcome.nodes_s))
             return
         if not isinstance(error, TwinpathError):
             _LOG.error("a batch of %d requests failed", len(requests), exc_info=error)

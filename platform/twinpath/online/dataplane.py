@@ -80,6 +80,7 @@ class DataPlane:
         self._unready = unready
         self._queue_timeout_s = queue_timeout_s
         self.statistics = Statistics()
+        batcher.watch = self._batch_ran
         #: False while the model is taken out of service.
         self.loaded = True
         self.metadata = Metadata(
@@ -145,6 +146,9 @@ class DataPlane:
     def give_up(self, ticket: int) -> None:
         """Forget rows that were started."""
         self._batcher.give_up(ticket)
+
+    def _batch_ran(self, requests: int, timing: Timing) -> None:
+        self.statistics.batch(timing)
 
     def _admit(self) -> None:
         if not self.loaded:

@@ -2,78 +2,107 @@
 
 Serve wraps each request of an ingress replica in contexts, tasks and records that cost more than
 a small graph does. It also lets a function name middleware for its HTTP servers, those of replicas
-included: ours, the outermost, takes predictions before Serve's wrapper sees them. What others rely
-on stays true: the count of ongoing requests (drain, load), Serve's request metrics, request ids,
-the bound of the queue, and rows of a client that hung up are not run. Every other request, and
-every one in a setting that Serve must see to itself (``max_queued_requests``, request timeouts, a
-root path, user code in a thread of its own), goes Serve's way.
+included: ours, the outermost, opens a door through which `lean.LeanProtocol` takes inference
+requests before ASGI. What others rely on stays true: the count of ongoing requests (drain, load),
+Serve's request metrics, request ids, the bound of the queue, and rows of a client that hung up are
+not run. Every other request, and every one in a setting that Serve must see to itself
+(``max_queued_requests``, request timeouts, a root path, user code in a thread of its own), goes
+Serve's way.
 
 It reads private names of the Ray version that this project is pinned to; where one is missing,
 requests go Serve's way too.
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from twinpath.online.app import GraphApp
+from twinpath.online.exchange import Answer, Codec, Request
+from twinpath.online.frontend import Frontend
+from twinpath.online.lean import LeanCycle
 
 _TIMEOUT_HEADER = b"x-request-timeout-seconds"
 
 
 def middlewares() -> list[Any]:
-    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; called where an HTTP server starts."""
+    """What RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names; called where an HTTP server starts,
+    before it chooses its protocol."""
     from starlette.middleware import Middleware
+    from uvicorn.config import HTTP_PROTOCOLS
 
+    HTTP_PROTOCOLS["auto"] = "twinpath.online.lean:LeanProtocol"
     return [Middleware(FastPath)]
 
 
 class FastPath:
-    """ASGI middleware around ``Replica._direct_ingress_asgi``; passes all on around a proxy."""
+    """ASGI middleware around ``Replica._direct_ingress_asgi``, which passes every request on; its
+    ``door`` takes those that need not come here."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._serve = app
-        self._replica = _replica_behind(app)
-        self._graph: GraphApp | None = None
-        self._paths: frozenset[str] = frozenset()
-        self._metadata: Any = None
+        replica = _replica_behind(app)
+        self.door = None if replica is None else ReplicaDoor(replica)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        if (
-            self._replica is None
-            or scope["type"] != "http"
-            or scope["method"] != "POST"
-            or not self._takes(scope)
-        ):
-            await self._serve(scope, receive, send)
-            return
-        assert self._graph is not None
-        path = scope["path"]
-        metrics = self._replica._metrics_manager
-        metrics.inc_num_ongoing_requests(self._metadata)
-        started_s = time.perf_counter()
-        status = 500
-        try:
-            status = await self._graph.predict(
-                scope, receive, send, echo_request_id=True, abandoned=_hung_up(receive)
-            )
-        finally:
-            metrics.dec_num_ongoing_requests(self._metadata)
-            self._record(path, status, (time.perf_counter() - started_s) * 1000)
+        await self._serve(scope, receive, send)
 
-    def _takes(self, scope: Scope) -> bool:
+
+class ReplicaDoor:
+    """`lean.Door` of one ingress replica."""
+
+    def __init__(self, replica: Any) -> None:
+        self._replica = replica
+        self._frontend: Frontend | None = None
+        self._codecs: dict[bytes, Codec] = {}
+        self._metadata: Any = None
+        self._http: Any = None
+
+    @property
+    def max_body_bytes(self) -> int:
+        """See `lean.Door`."""
+        return 0 if self._frontend is None else self._frontend.max_body_bytes
+
+    def codec(self, url: bytes, headers: Mapping[bytes, bytes]) -> Codec | None:
+        """See `lean.Door`."""
+        if self._frontend is None and not self._find_graph():
+            return None
+        codec = self._codecs.get(url)
+        if codec is None and b"?" in url:
+            codec = self._codecs.get(url.partition(b"?")[0])
         replica = self._replica
-        if self._graph is None and not self._find_graph():
-            return False
-        return (
-            scope["path"] in self._paths
-            and not scope.get("root_path")
-            and replica.max_queued_requests == -1
-            and not replica._http_options.request_timeout_s
-            and not any(name == _TIMEOUT_HEADER for name, _ in scope["headers"])
-        )
+        if (
+            codec is None
+            or _TIMEOUT_HEADER in headers
+            or replica.max_queued_requests != -1
+            or replica._http_options.request_timeout_s
+            or replica._http_options.root_path
+        ):
+            return None
+        return codec
+
+    def enter(self, cycle: LeanCycle) -> None:
+        """See `lean.Door`."""
+        frontend, replica = self._frontend, self._replica
+        assert frontend is not None
+        metrics, metadata = replica._metrics_manager, self._metadata
+        metrics.inc_num_ongoing_requests(metadata)
+        path, _, query = cycle.url.partition(b"?")
+        text = path.decode("latin-1")
+        peer = cycle.protocol.client
+        ask = frontend.ask(text, cycle.headers, len(cycle.body), peer[0] if peer else "")
+
+        def reply(answer: Answer) -> None:
+            metrics.dec_num_ongoing_requests(metadata)
+            answer.headers.append((b"x-request-id", ask.request_id))
+            cycle.reply(answer)
+            self._record(text, answer.status, (time.monotonic() - ask.started_s) * 1000)
+
+        request = Request(text, query, cycle.headers, bytes(cycle.body))
+        frontend.begin(cycle.codec, request, ask, reply, cycle.is_gone)
 
     def _find_graph(self) -> bool:
         """The graph's app, once it exists; the replica is left to Serve if it serves no graph."""
@@ -87,24 +116,25 @@ class FastPath:
         if not isinstance(graph, GraphApp):
             return False
         prefix = (replica._route_prefix or "").rstrip("/")
-        self._paths = frozenset(prefix + path for path in graph.predict_paths)
+        self._http = RequestProtocol.HTTP
         self._metadata = RequestMetadata(
             request_id="", internal_request_id="", is_direct_ingress=True,
-            _request_protocol=RequestProtocol.HTTP,
+            _request_protocol=self._http,
         )  # fmt: skip
-        self._graph = graph
+        self._codecs = {
+            (prefix + path).encode(): codec for path, codec in graph.frontend.codecs.items()
+        }
+        self._frontend = graph.frontend
         return True
 
     def _record(self, path: str, status: int, latency_ms: float) -> None:
-        from ray.serve._private.common import RequestProtocol
-
         replica, failed = self._replica, status >= 500
         replica._metrics_manager.record_request_metrics(
             route=path, latency_ms=latency_ms, is_error=failed,
             exception_type=str(status) if failed else None,
         )  # fmt: skip
         replica._metrics_manager.record_ingress_request_metrics(
-            protocol=RequestProtocol.HTTP, method="POST", route=path,
+            protocol=self._http, method="POST", route=path,
             app_name=replica._deployment_id.app_name,
             deployment_name=replica._deployment_id.name,
             latency_ms=latency_ms, is_error=status >= 400, status_code=str(status),
@@ -118,9 +148,3 @@ def _replica_behind(app: Any) -> Any:
     replica = getattr(app, "__self__", None)
     known = ("_metrics_manager", "_user_callable_wrapper", "_deployment_id", "max_queued_requests")
     return replica if all(hasattr(replica, name) for name in known) else None
-
-
-def _hung_up(receive: Receive) -> Any:
-    """Asks uvicorn's request whether its client is gone; no task has to wait for that."""
-    cycle: Any = getattr(receive, "__self__", None)
-    return (lambda: cycle.disconnected) if hasattr(cycle, "disconnected") else None

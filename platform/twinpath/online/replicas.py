@@ -7,7 +7,7 @@ from typing import Any
 from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
-from twinpath.online.app import GraphApp
+from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import IngressArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
@@ -42,13 +42,13 @@ class Ingress:
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
-        return GraphApp(
+        return graph_app(
             self._plan,
             self._batcher,
-            self._args.max_body_bytes,
-            self._close,
+            max_body_bytes=self._args.max_body_bytes,
             unready=self._unready,
             queue_timeout_s=self._args.queue_timeout_s,
+            close=self._close,
             echo_request_id=False,
         )
 

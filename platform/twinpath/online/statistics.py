@@ -12,19 +12,19 @@ from twinpath.online.batcher import Timing
 
 @dataclass(slots=True)
 class Duration:
-    """How often something happened and for how long in all (nanoseconds)."""
+    """How often something happened, and for how long in all."""
 
     count: int = 0
-    ns: int = 0
+    seconds: float = 0.0
 
-    def add(self, seconds: float, times: int = 1) -> None:
+    def add(self, seconds: float) -> None:
         """It happened again."""
-        self.count += times
-        self.ns += int(seconds * 1e9)
+        self.count += 1
+        self.seconds += seconds
 
     def as_dict(self) -> dict[str, int]:
-        """As the protocol writes it."""
-        return {"count": self.count, "ns": self.ns}
+        """As the protocol writes it, in nanoseconds."""
+        return {"count": self.count, "ns": int(self.seconds * 1e9)}
 
 
 @dataclass(slots=True)

@@ -1,0 +1,232 @@
+"""From a whole request to its answer, whatever server reads the one and writes the other.
+
+An exchange goes: gateway, decode, queue, run, encode. It is driven by callbacks, not by a task of
+its own, because a task costs more than all the rest of a small request.
+"""
+
+import asyncio
+import itertools
+import logging
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Protocol
+
+from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError
+from twinpath.graph.columns import Outcome, row_count
+from twinpath.online.batcher import Timing
+from twinpath.online.dataplane import Ask, DataPlane
+from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
+
+_LOG = logging.getLogger(__name__)
+#: A request with this header is told in Server-Timing where its time went.
+TIMING_HEADER = b"x-server-timing"
+
+
+class Gate(Protocol):
+    """What the frontend needs of a gateway."""
+
+    def admit(self, ask: Ask) -> Awaitable[None] | None:
+        """Raises TwinpathError for a request that is refused; may have to wait for I/O."""
+
+    def admit_rows(self, ask: Ask) -> None:
+        """The same once the number of rows is known."""
+
+    def headers(self, ask: Ask) -> Headers:
+        """Headers to add to the answer."""
+
+    def done(self, ask: Ask, status: int, code: str) -> None:
+        """The request was answered."""
+
+
+class Frontend:
+    """Answers requests for one data plane. ``observe`` is told of every answer, for metrics."""
+
+    def __init__(
+        self,
+        plane: DataPlane,
+        codecs: Mapping[str, Codec],
+        *,
+        max_body_bytes: int,
+        gate: Gate | None = None,
+        observe: Callable[[Ask, int], None] | None = None,
+    ) -> None:
+        self.plane, self.codecs = plane, codecs
+        self.max_body_bytes = max_body_bytes
+        self.gate, self.observe = gate, observe
+        self._ids = itertools.count()
+        self._id_prefix = os.urandom(6).hex()
+        #: Exchanges that wait for the gateway; a task needs somebody who holds it.
+        self.waiting: set[asyncio.Task[None]] = set()
+
+    def ask(self, path: str, headers: Mapping[bytes, bytes], body_bytes: int, peer: str) -> Ask:
+        """What the gateway's rules see of a request over HTTP."""
+        request_id = headers.get(b"x-request-id")
+        if request_id is None:
+            request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+        return Ask(
+            graph=self.plane.name,
+            headers=headers,
+            peer=peer,
+            path=path,
+            body_bytes=body_bytes,
+            request_id=request_id,
+        )
+
+    def begin(
+        self,
+        codec: Codec,
+        request: Request,
+        ask: Ask,
+        reply: Callable[[Answer], None],
+        abandoned: Callable[[], bool] | None = None,
+    ) -> "Exchange":
+        """Answer a request: ``reply`` is called once, now or later, on this event loop."""
+        exchange = Exchange(self, codec, request, ask, reply, abandoned)
+        exchange.begin()
+        return exchange
+
+
+class Exchange:
+    """One request under way."""
+
+    __slots__ = ("_abandoned", "_ask", "_call", "_codec", "_decode_s", "_frontend", "_over",
+                 "_reply", "_request", "_ticket")  # fmt: skip
+
+    def __init__(
+        self,
+        frontend: Frontend,
+        codec: Codec,
+        request: Request,
+        ask: Ask,
+        reply: Callable[[Answer], None],
+        abandoned: Callable[[], bool] | None,
+    ) -> None:
+        self._frontend, self._codec, self._request, self._ask = frontend, codec, request, ask
+        self._reply, self._abandoned = reply, abandoned
+        self._call: Call | None = None
+        self._ticket: int | None = None
+        self._decode_s = 0.0
+        self._over = False
+
+    def begin(self) -> None:
+        """Pass the gateway, decode and queue."""
+        gate = self._frontend.gate
+        if gate is not None:
+            try:
+                pending = gate.admit(self._ask)
+            except Exception as error:
+                self._refuse(error)
+                return
+            if pending is not None:
+                task = asyncio.get_running_loop().create_task(self._when(pending))
+                self._frontend.waiting.add(task)
+                task.add_done_callback(self._frontend.waiting.discard)
+                return
+        self._admitted()
+
+    def give_up(self) -> None:
+        """The client hung up: rows that still wait are not run, and nothing is replied."""
+        if self._ticket is not None:
+            self._frontend.plane.give_up(self._ticket)
+        self._finish(Answer(ClientClosedError.http_status, b""), ClientClosedError.code, None)
+
+    async def _when(self, pending: Awaitable[None]) -> None:
+        try:
+            await pending
+        except Exception as error:
+            self._refuse(error)
+        else:
+            self._admitted()
+
+    def _admitted(self) -> None:
+        frontend, ask = self._frontend, self._ask
+        started_s = time.monotonic()
+        try:
+            call = self._codec.decode(self._request)
+            self._decode_s = time.monotonic() - started_s
+            if isinstance(call, Answer):
+                self._finish(call, "answered", None)
+                return
+            ask.rows = row_count(call.columns)
+            if call.timeout_s is not None:
+                asked_s = ask.started_s + call.timeout_s
+                ask.deadline_s = min(ask.deadline_s or asked_s, asked_s)
+            if call.priority is not None:
+                ask.priority = min(ask.priority, call.priority)
+            if frontend.gate is not None:
+                frontend.gate.admit_rows(ask)
+            self._call = call
+            self._ticket = frontend.plane.start(call.columns, ask, self._ran, self._abandoned)
+        except Exception as error:
+            self._refuse(error)
+
+    def _ran(self, result: Outcome | Exception, timing: Timing | None) -> None:
+        if self._over:
+            return
+        self._ask.timing = timing
+        if isinstance(result, Exception):
+            self._refuse(result)
+            return
+        assert self._call is not None
+        started_s = time.monotonic()
+        try:
+            answer = self._call.encode(result)
+        except Exception as error:
+            self._refuse(error)
+            return
+        code = "ok" if answer.status < 400 else "row_failed"
+        self._finish(answer, code, timing, time.monotonic() - started_s)
+
+    def _refuse(self, error: Exception) -> None:
+        request_id = self._ask.request_id.decode("latin-1")
+        if not isinstance(error, TwinpathError):
+            _LOG.error("request %s failed", request_id, exc_info=error)
+            error = TwinpathError(
+                "an unexpected error; the server's log has it under this request's x-request-id"
+            )
+        elif error.http_status == 500:
+            _LOG.error("request %s failed: %s", request_id, error)
+        answer = self._codec.refuse(error)
+        if isinstance(error, RetryLaterError):
+            seconds = max(1, math.ceil(error.retry_after_s))
+            answer.headers.append((b"retry-after", b"%d" % seconds))
+        if answer.status == 401:
+            answer.headers.append((b"www-authenticate", b"Bearer"))
+        self._finish(answer, error.code, self._ask.timing)
+
+    def _finish(
+        self, answer: Answer, code: str, timing: Timing | None, encode_s: float = 0.0
+    ) -> None:
+        if self._over:
+            return
+        self._over = True
+        frontend, ask = self._frontend, self._ask
+        total_s = time.monotonic() - ask.started_s
+        frontend.plane.statistics.request(
+            ask.rows, timing, total_s, answer.status < 400, self._decode_s, encode_s
+        )
+        if frontend.gate is not None:
+            answer.headers += frontend.gate.headers(ask)
+            frontend.gate.done(ask, answer.status, code)
+        if frontend.observe is not None:
+            frontend.observe(ask, answer.status)
+        if TIMING_HEADER in ask.headers:
+            answer.headers.append(
+                (b"server-timing", _server_timing(timing, total_s, self._decode_s, encode_s))
+            )
+        self._reply(answer)
+
+
+def _server_timing(
+    timing: Timing | None, total_s: float, decode_s: float, encode_s: float
+) -> bytes:
+    """Server-Timing (W3C), durations in milliseconds."""
+    parts = [f"decode;dur={decode_s * 1000:.3f}"]
+    if timing is not None:
+        parts.append(f"queue;dur={timing.queue_s * 1000:.3f}")
+        parts.append(f'run;dur={timing.run_s * 1000:.3f};desc="batch of {timing.batch_rows} rows"')
+        parts += [f"node-{name};dur={s * 1000:.3f}" for name, s in timing.nodes_s.items()]
+    parts += [f"encode;dur={encode_s * 1000:.3f}", f"total;dur={total_s * 1000:.3f}"]
+    return ", ".join(parts).encode()

@@ -1,0 +1,178 @@
+"""An HTTP protocol for uvicorn that answers inference requests without ASGI.
+
+ASGI costs a scope, a task, an event and several messages for each request, which is more than a
+batched model does. `LeanProtocol` is uvicorn's own httptools protocol with one shortcut: a POST to
+a path of the door, with a known length, is collected and answered by callbacks. Everything else
+(other paths, chunked bodies, pipelined requests, upgrades) takes uvicorn's way unchanged, so
+parsing, keep-alive, flow control and shutdown remain uvicorn's.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from twinpath.online.exchange import Answer, Codec
+
+#: Requests with one of these headers need more than the short way offers.
+_LONG_WAY = (b"transfer-encoding", b"upgrade", b"expect")
+
+
+class Door(Protocol):
+    """Where lean requests go in. The app that uvicorn runs, or one that it wraps (its attribute
+    ``app``), has it as attribute ``door``."""
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Longer bodies take the long way."""
+
+    def codec(self, url: bytes, headers: Mapping[bytes, bytes]) -> Codec | None:
+        """The codec for a POST to this URL, if it may take the short way."""
+
+    def enter(self, cycle: "LeanCycle") -> None:
+        """Answer a complete request through ``cycle.reply``, now or later."""
+
+
+class _Nobody:
+    """Stands for the event by which uvicorn wakes ASGI apps; nobody waits for a lean request."""
+
+    @staticmethod
+    def set() -> None:
+        """Nothing to wake."""
+
+
+class LeanCycle:
+    """One lean request. It has what uvicorn's protocol reads of its own cycles."""
+
+    __slots__ = (
+        "body", "codec", "disconnected", "headers", "keep_alive", "protocol", "response_complete",
+        "url",
+    )  # fmt: skip
+    message_event = _Nobody
+
+    def __init__(
+        self,
+        protocol: "LeanProtocol",
+        codec: Codec,
+        url: bytes,
+        headers: dict[bytes, bytes],
+        keep_alive: bool,
+    ) -> None:
+        self.protocol, self.codec = protocol, codec
+        self.url, self.headers, self.keep_alive = url, headers, keep_alive
+        self.body: bytes | bytearray = b""
+        self.disconnected = False
+        self.response_complete = False
+
+    def is_gone(self) -> bool:
+        """Whether the client hung up."""
+        return self.disconnected
+
+    def reply(self, answer: Answer) -> None:
+        """Write the answer; harmless when the client is gone or has its answer."""
+        if not self.response_complete and not self.disconnected:
+            self.protocol.write(answer, self)
+
+
+class LeanProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1 protocol, with the short way for requests that the door takes."""
+
+    def __init__(self, *args: Any, **kw: Any) -> None:
+        super().__init__(*args, **kw)
+        self._door = _door(self.config.loaded_app)
+        self._lean: LeanCycle | None = None
+        self._dated: tuple[Any, bytes] = (None, b"")
+
+    def on_message_begin(self) -> None:
+        """httptools: a request starts. The ASGI scope is made only when one is needed."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
+    def on_headers_complete(self) -> None:
+        """httptools: the way of the request is chosen here."""
+        self._lean = self._short_way()
+        if self._lean is not None:
+            self.cycle = self._lean  # type: ignore[assignment]  # it has all that is read
+            return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)  # the list that the scope has, too
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """httptools: a piece of the body."""
+        lean = self._lean
+        if lean is None:
+            super().on_body(body)
+        elif lean.body:
+            if isinstance(lean.body, bytes):
+                lean.body = bytearray(lean.body)
+            lean.body += body
+        else:
+            lean.body = body
+
+    def on_message_complete(self) -> None:
+        """httptools: the request is whole."""
+        lean, self._lean = self._lean, None
+        if lean is None:
+            super().on_message_complete()
+        elif self._door is not None:
+            self._door.enter(lean)
+
+    def write(self, answer: Answer, cycle: LeanCycle) -> None:
+        """Send an answer and be ready for the next request of this connection."""
+        body = answer.body
+        parts = [
+            STATUS_LINE[answer.status],
+            self._default_headers(),
+            b"content-type: ", answer.media, b"\r\ncontent-length: %d\r\n" % len(body),
+        ]  # fmt: skip
+        for name, value in answer.headers:
+            parts += (name, b": ", value, b"\r\n")
+        parts.append(b"\r\n" if cycle.keep_alive else b"connection: close\r\n\r\n")
+        parts.append(body)
+        cycle.response_complete = True
+        self.transport.write(b"".join(parts))
+        if not cycle.keep_alive:
+            self.transport.close()
+        self.on_response_complete()
+
+    def _short_way(self) -> LeanCycle | None:
+        door = self._door
+        if door is None or self.parser.get_method() != b"POST":
+            return None
+        if self.cycle is not None and not self.cycle.response_complete:
+            return None  # pipelined: uvicorn keeps the order
+        headers = dict(self.headers)
+        codec = door.codec(self.url, headers)
+        length = headers.get(b"content-length", b"")
+        if (
+            codec is None
+            or not length.isdigit()
+            or int(length) > door.max_body_bytes
+            or any(name in headers for name in _LONG_WAY)
+        ):
+            return None
+        http_1_0 = self.parser.get_http_version() == "1.0"
+        keep_alive = not http_1_0 and self.parser.should_keep_alive()
+        return LeanCycle(self, codec, self.url, headers, keep_alive)
+
+    def _default_headers(self) -> bytes:
+        """uvicorn's Server and Date, which it makes anew every second."""
+        given = self.server_state.default_headers
+        if self._dated[0] is not given:
+            rendered = b"".join(b"%s: %s\r\n" % pair for pair in given)
+            self._dated = (given, rendered)
+        return self._dated[1]
+
+
+def _door(app: Any) -> Door | None:
+    """The door of an app, or of the app that it wraps."""
+    while app is not None:
+        door: Door | None = getattr(app, "door", None)
+        if door is not None:
+            return door
+        app = getattr(app, "app", None)
+    return None
