@@ -1,6 +1,7 @@
 """`cluster.yaml` is a file that Ray's own launcher accepts, and it says what we mean."""
 
 import copy
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +106,7 @@ def test_serve_switches_are_in_the_environment_of_ray_start_on_every_node(writte
         if name not in ("RAY_SERVE_HAPROXY_NBTHREAD", "RAY_USAGE_STATS_ENABLED") and (
             "DRAINING" not in name
         ):
-            assert f"{name}={value}" in switches.split()
+            assert f"{name}={value}" in shlex.split(switches)
     assert "RAY_SERVE_THROUGHPUT_OPTIMIZED=1" in switches
 
 

@@ -2,7 +2,8 @@
 
 import asyncio
 import json
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -24,6 +25,9 @@ pytest.importorskip("ray.serve")
 from twinpath.online.fastpath import FastPath, middlewares
 
 EMPTY = [(b"content-length", b"0")]
+ONE_REFUSED = {
+    "inc": 1, "dec": 1, "requests": 1, "latency": 2, "error": 1, "deployment error": 1,
+}  # fmt: skip
 BODY = b'{"rows": [{"x": 2}]}'
 
 
@@ -38,16 +42,51 @@ class Double(Node):
         return {"x": columns["x"] * 2}
 
 
+class Metric:
+    """One of Serve's counters or histograms: how often it was told what, by its labels."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self.count = count
+
+    def inc(self, times: int, tags: dict[str, str]) -> None:
+        for _ in range(times):
+            self.count(tags.get("status_code", "requests"))
+
+    def observe(self, value: float, tags: dict[str, str]) -> None:
+        assert 0 <= value < 5000
+        self.count("latency")
+
+
+class Manager:
+    """The part of Serve's metrics manager that is written to."""
+
+    def __init__(self, count: Callable[[str], None]) -> None:
+        self.inc_num_ongoing_requests = lambda _: count("inc")
+        self.dec_num_ongoing_requests = lambda _: count("dec")
+        self._user_code_time_accumulator = self._tracker = SimpleNamespace(add=lambda ms: None)
+        self._max_processing_latency_trackers = defaultdict(lambda: self._tracker)
+        metric = Metric(count)
+        self._processing_latency_tracker = self._request_counter = self._error_counter = metric
+        self._should_emit_request_ingress_metrics = lambda protocol: True
+        from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
+
+        ingress = SimpleNamespace(
+            request_counter=metric,
+            processing_latency_tracker=metric,
+            request_error_counter=Metric(lambda _: count("error")),
+            deployment_request_error_counter=Metric(lambda _: count("deployment error")),
+            request_tags=RequestIngressMetrics.request_tags,
+            request_error_tags=RequestIngressMetrics.request_error_tags,
+            deployment_error_tags=RequestIngressMetrics.deployment_error_tags,
+        )
+        self._ingress_metrics = defaultdict(lambda: ingress)
+
+
 class Replica:
     """The part of Serve's replica that the fast path reads."""
 
     def __init__(self, graph_app: GraphApp, prefix: str = "/double") -> None:
-        self._metrics_manager = SimpleNamespace(
-            inc_num_ongoing_requests=lambda _: self.count("inc"),
-            dec_num_ongoing_requests=lambda _: self.count("dec"),
-            record_request_metrics=lambda **_: self.count("requests"),
-            record_ingress_request_metrics=lambda **kw: self.count(kw["status_code"]),
-        )
+        self._metrics_manager = Manager(self.count)
         self._user_callable_wrapper = SimpleNamespace(
             _run_user_code_in_separate_thread=False, _callable=SimpleNamespace(_asgi_app=graph_app)
         )
@@ -129,6 +168,9 @@ async def talk(
             protocol.connection_lost(None)
         await asyncio.sleep(0.01)
     protocol._unset_keepalive_if_required()
+    metrics = fast.door and fast.door._metrics
+    if metrics is not None:
+        metrics.flush()
     return transport
 
 
@@ -156,7 +198,7 @@ def test_a_prediction_does_not_pass_serve_and_is_counted(path: str):
     assert (status, json.loads(body)) == (200, {"rows": [{"x": 4.0}]})
     assert headers["x-request-id"] == "mine"
     assert headers["content-type"] == "application/json"
-    assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "200": 1}
+    assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "200": 1, "latency": 2}
 
 
 def test_at_the_root_there_is_no_prefix():
@@ -175,7 +217,7 @@ def test_a_query_is_read():
 def test_a_refused_request_is_counted_as_what_it_is():
     replica, fast, _ = setting()
     assert send(fast, raw(body=b"{"))[0][0] == 400
-    assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "400": 1}
+    assert replica.seen == ONE_REFUSED | {"400": 1}
 
 
 def test_a_connection_is_kept_and_a_body_may_come_in_pieces():
@@ -260,7 +302,7 @@ def test_rows_of_a_client_that_hung_up_are_not_run():
     replica, fast, ran = setting()
     assert send(fast, raw(), hang_up=True) == []
     assert ran == []
-    assert replica.seen == {"inc": 1, "dec": 1, "requests": 1, "499": 1}
+    assert replica.seen == ONE_REFUSED | {"499": 1}
 
 
 def test_around_a_proxy_it_passes_everything_on():
@@ -284,10 +326,16 @@ def test_serve_is_given_one_middleware():
 
 
 def test_the_replica_of_this_ray_has_every_name_that_is_read():
-    from ray.serve._private import replica
+    """Names that are set in constructors are looked for in the source."""
+    import inspect
 
-    source = {name for part in (replica.Replica,) for name in dir(part)}
-    assert {"max_queued_requests", "_direct_ingress_asgi"} <= source
-    for name in ("inc_num_ongoing_requests", "dec_num_ongoing_requests", "record_request_metrics",
-                 "record_ingress_request_metrics"):  # fmt: skip
-        assert callable(getattr(replica.ReplicaMetricsManager, name))
+    from ray.serve._private import replica
+    from ray.serve._private.request_ingress_metrics import RequestIngressMetrics
+
+    assert {"max_queued_requests", "_direct_ingress_asgi"} <= set(dir(replica.Replica))
+    manager = inspect.getsource(replica.ReplicaMetricsManager)
+    for name in vars(Manager(lambda _: None)):
+        if name != "_tracker":
+            assert name in manager
+    for name in ("request_tags", "request_error_tags", "deployment_error_tags"):
+        assert callable(getattr(RequestIngressMetrics, name))

@@ -1,6 +1,7 @@
 """Commands. Each loads what it needs when it runs, so that ``--help`` is quick."""
 
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -80,7 +81,7 @@ def env() -> None:
     from twinpath.online.environment import FAST_PATH
 
     for name, value in FAST_PATH.items():
-        typer.echo(f"export {name}={value}")
+        typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 @app.command()

@@ -81,6 +81,8 @@ class DataPlane:
         self._queue_timeout_s = queue_timeout_s
         self.statistics = Statistics()
         batcher.watch = self._batch_ran
+        #: Told of every batch, for metrics.
+        self.observe_batch: Callable[[Timing], None] | None = None
         #: False while the model is taken out of service.
         self.loaded = True
         self.metadata = Metadata(
@@ -149,6 +151,8 @@ class DataPlane:
 
     def _batch_ran(self, requests: int, timing: Timing) -> None:
         self.statistics.batch(timing)
+        if self.observe_batch is not None:
+            self.observe_batch(timing)
 
     def _admit(self) -> None:
         if not self.loaded:

@@ -23,6 +23,7 @@ from twinpath.online.app import GraphApp
 from twinpath.online.exchange import Answer, Codec, Request
 from twinpath.online.frontend import Frontend
 from twinpath.online.lean import LeanCycle
+from twinpath.online.serve_metrics import ServeMetrics
 
 _TIMEOUT_HEADER = b"x-request-timeout-seconds"
 
@@ -58,8 +59,7 @@ class ReplicaDoor:
         self._replica = replica
         self._frontend: Frontend | None = None
         self._codecs: dict[bytes, Codec] = {}
-        self._metadata: Any = None
-        self._http: Any = None
+        self._metrics: ServeMetrics | None = None
 
     @property
     def max_body_bytes(self) -> int:
@@ -86,28 +86,26 @@ class ReplicaDoor:
 
     def enter(self, cycle: LeanCycle) -> None:
         """See `lean.Door`."""
-        frontend, replica = self._frontend, self._replica
+        frontend = self._frontend
+        metrics = self._metrics
         assert frontend is not None
-        metrics, metadata = replica._metrics_manager, self._metadata
-        metrics.inc_num_ongoing_requests(metadata)
+        assert metrics is not None
+        metrics.began()
         path, _, query = cycle.url.partition(b"?")
         text = path.decode("latin-1")
         peer = cycle.protocol.client
         ask = frontend.ask(text, cycle.headers, len(cycle.body), peer[0] if peer else "")
 
         def reply(answer: Answer) -> None:
-            metrics.dec_num_ongoing_requests(metadata)
+            metrics.ended(text, answer.status, (time.monotonic() - ask.started_s) * 1000)
             answer.headers.append((b"x-request-id", ask.request_id))
             cycle.reply(answer)
-            self._record(text, answer.status, (time.monotonic() - ask.started_s) * 1000)
 
         request = Request(text, query, cycle.headers, bytes(cycle.body))
         frontend.begin(cycle.codec, request, ask, reply, cycle.is_gone)
 
     def _find_graph(self) -> bool:
         """The graph's app, once it exists; the replica is left to Serve if it serves no graph."""
-        from ray.serve._private.common import RequestMetadata, RequestProtocol
-
         replica = self._replica
         wrapper = replica._user_callable_wrapper
         if wrapper._run_user_code_in_separate_thread:
@@ -116,29 +114,12 @@ class ReplicaDoor:
         if not isinstance(graph, GraphApp):
             return False
         prefix = (replica._route_prefix or "").rstrip("/")
-        self._http = RequestProtocol.HTTP
-        self._metadata = RequestMetadata(
-            request_id="", internal_request_id="", is_direct_ingress=True,
-            _request_protocol=self._http,
-        )  # fmt: skip
+        self._metrics = ServeMetrics(replica)
         self._codecs = {
             (prefix + path).encode(): codec for path, codec in graph.frontend.codecs.items()
         }
         self._frontend = graph.frontend
         return True
-
-    def _record(self, path: str, status: int, latency_ms: float) -> None:
-        replica, failed = self._replica, status >= 500
-        replica._metrics_manager.record_request_metrics(
-            route=path, latency_ms=latency_ms, is_error=failed,
-            exception_type=str(status) if failed else None,
-        )  # fmt: skip
-        replica._metrics_manager.record_ingress_request_metrics(
-            protocol=self._http, method="POST", route=path,
-            app_name=replica._deployment_id.app_name,
-            deployment_name=replica._deployment_id.name,
-            latency_ms=latency_ms, is_error=status >= 400, status_code=str(status),
-        )  # fmt: skip
 
 
 def _replica_behind(app: Any) -> Any:

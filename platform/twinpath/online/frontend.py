@@ -41,7 +41,7 @@ class Gate(Protocol):
 
 
 class Frontend:
-    """Answers requests for one data plane. ``observe`` is told of every answer, for metrics."""
+    """Answers requests for one data plane."""
 
     def __init__(
         self,
@@ -50,11 +50,12 @@ class Frontend:
         *,
         max_body_bytes: int,
         gate: Gate | None = None,
-        observe: Callable[[Ask, int], None] | None = None,
     ) -> None:
         self.plane, self.codecs = plane, codecs
         self.max_body_bytes = max_body_bytes
-        self.gate, self.observe = gate, observe
+        self.gate = gate
+        #: Told of every request and the status of its answer, for metrics.
+        self.observe: Callable[[Ask, int], None] | None = None
         self._ids = itertools.count()
         self._id_prefix = os.urandom(6).hex()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.

@@ -1,6 +1,7 @@
 """What runs inside Serve's replicas: the ingress, and a placed node."""
 
 import asyncio
+import gc
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import IngressArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.metrics import GraphMetrics
 
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
@@ -39,10 +41,11 @@ class Ingress:
             max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
             max_queue_rows=args.max_queue_rows,
         )
+        _settle()
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
-        return graph_app(
+        app = graph_app(
             self._plan,
             self._batcher,
             max_body_bytes=self._args.max_body_bytes,
@@ -51,6 +54,10 @@ class Ingress:
             close=self._close,
             echo_request_id=False,
         )
+        metrics = GraphMetrics(self._plan.graph_name)
+        app.frontend.observe = metrics.request
+        app.frontend.plane.observe_batch = metrics.batch
+        return app
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
@@ -83,6 +90,7 @@ class PlacedNode:
         self._batcher = Batcher(
             self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
         )
+        _settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
         """n rows of the columns that the node reads → its own columns that anything reads."""
@@ -106,6 +114,13 @@ class PlacedNode:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
             self._runner.teardown()
+
+
+def _settle() -> None:
+    """Leave what is loaded by now out of garbage collection: a full pass over the objects of
+    Ray, numpy and a model stops a replica for tens of milliseconds, and frees nothing."""
+    gc.collect()
+    gc.freeze()
 
 
 def _remote(handle: Any) -> NodeCall:

@@ -1,0 +1,79 @@
+"""Serve's own account of requests that Serve did not see: how many run, and its request metrics.
+
+It reads private names of Serve's replica; `fastpath` checks that they are there.
+"""
+
+import asyncio
+from collections import defaultdict
+from typing import Any
+
+from twinpath.online.metrics import FLUSH_S, observe_all
+
+
+class ServeMetrics:
+    """What Serve's wrapper would have recorded, for one ingress replica.
+
+    The count of ongoing requests, on which draining and load depend, is exact at every moment;
+    counters and latencies are handed over ten times a second.
+    """
+
+    def __init__(self, replica: Any) -> None:
+        from ray.serve._private.common import RequestMetadata, RequestProtocol
+
+        self._manager = replica._metrics_manager
+        self._application = replica._deployment_id.app_name
+        self._deployment = replica._deployment_id.name
+        self._http = RequestProtocol.HTTP
+        self._metadata = RequestMetadata(
+            request_id="", internal_request_id="", is_direct_ingress=True,
+            _request_protocol=self._http,
+        )  # fmt: skip
+        self._latencies_ms: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self._due = False
+
+    def began(self) -> None:
+        """A request runs from now on."""
+        self._manager.inc_num_ongoing_requests(self._metadata)
+
+    def ended(self, route: str, status: int, latency_ms: float) -> None:
+        """It was answered."""
+        self._manager.dec_num_ongoing_requests(self._metadata)
+        self._latencies_ms[route, status].append(latency_ms)
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
+
+    def flush(self) -> None:
+        """Hand everything to Serve's metrics."""
+        self._due = False
+        seen, self._latencies_ms = self._latencies_ms, defaultdict(list)
+        manager = self._manager
+        for (route, status), latencies_ms in seen.items():
+            for latency_ms in latencies_ms:
+                manager._user_code_time_accumulator.add(latency_ms)
+            manager._max_processing_latency_trackers[route].add(max(latencies_ms))
+            observe_all(manager._processing_latency_tracker, latencies_ms, {"route": route})
+            if status >= 500:
+                tags = {"route": route, "exception_type": str(status)}
+                manager._error_counter.inc(len(latencies_ms), tags=tags)
+            else:
+                manager._request_counter.inc(len(latencies_ms), tags={"route": route})
+            if manager._should_emit_request_ingress_metrics(self._http):
+                self._ingress(route, status, latencies_ms)
+
+    def _ingress(self, route: str, status: int, latencies_ms: list[float]) -> None:
+        ingress = self._manager._ingress_metrics[self._http]
+        given = {
+            "route": route,
+            "method": "POST",
+            "application": self._application,
+            "status_code": str(status),
+        }
+        tags = ingress.request_tags(**given)
+        ingress.request_counter.inc(len(latencies_ms), tags=tags)
+        observe_all(ingress.processing_latency_tracker, latencies_ms, tags)
+        if status >= 400:
+            tags = ingress.request_error_tags(**given)
+            ingress.request_error_counter.inc(len(latencies_ms), tags=tags)
+            tags = ingress.deployment_error_tags(**given, deployment=self._deployment)
+            ingress.deployment_request_error_counter.inc(len(latencies_ms), tags=tags)
