@@ -17,6 +17,7 @@ from twinpath.graph.columns import Columns, Outcome, row_count
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
 from twinpath.online.batcher import Batcher
+from twinpath.online.policy import Priority
 
 Run = Callable[[Columns], Awaitable[Outcome]]
 
@@ -70,6 +71,80 @@ async def test_what_comes_while_a_batch_runs_becomes_the_next_one():
     await asyncio.gather(first, *others)
     assert echo.batches == [[0], [1, 2, 3]]
     assert (queue.queued_rows, queue.running_rows) == (0, 0)
+
+
+async def test_a_full_queue_gives_up_low_priorities_for_higher_ones():
+    echo = Echo()
+    echo.gate.clear()
+    queue = batcher(echo, max_queue_rows=2)
+
+    def ask(value: float, priority: Priority) -> "asyncio.Task[Outcome]":
+        return asyncio.create_task(queue.submit(rows(value), priority=priority))
+
+    running = ask(0, Priority.NORMAL)
+    await until(lambda: queue.running_rows == 1)
+    low, normal = ask(1, Priority.LOW), ask(2, Priority.NORMAL)
+    await until(lambda: queue.queued_rows == 2)
+    high = ask(3, Priority.HIGH)
+    with pytest.raises(OverloadedError, match="higher priority"):
+        await low
+    with pytest.raises(OverloadedError, match="2 rows wait"):
+        await queue.submit(rows(4), priority=Priority.NORMAL)
+    echo.gate.set()
+    await asyncio.gather(running, normal, high)
+    assert echo.batches == [[0], [3, 2]]
+
+
+async def test_deadlines_end_each_at_its_own_time():
+    echo = Echo()
+    echo.gate.clear()
+    queue = batcher(echo)
+    running = asyncio.create_task(queue.submit(rows(0)))
+    await until(lambda: queue.running_rows == 1)
+    now_s = time.monotonic()
+    ended: list[float] = []
+
+    async def ask(after_s: float) -> None:
+        with pytest.raises(DeadlineError):
+            await queue.submit(rows(1), now_s + after_s)
+        ended.append(time.monotonic() - now_s)
+
+    await asyncio.gather(ask(0.3), ask(0.1), ask(0.2))
+    for wanted_s, seen_s in zip((0.1, 0.2, 0.3), ended, strict=True):
+        assert wanted_s <= seen_s < wanted_s + 0.09
+    echo.gate.set()
+    await running
+    assert echo.batches == [[0]]
+    assert queue.queued_rows == 0
+
+
+async def test_a_request_learns_how_it_went():
+    echo = Echo()
+    queue = batcher(echo)
+    seen = []
+    queue.watch = lambda requests, timing: seen.append((requests, timing.batch_rows))
+    (_, first), (_, second) = await asyncio.gather(queue.timed(rows(1)), queue.timed(rows(2, 3)))
+    assert (first.batch_rows, second.batch_rows) == (3, 3)
+    assert 0 <= first.queue_s < 1
+    assert 0 <= first.run_s < 1
+    assert seen == [(2, 3)]
+
+
+async def test_a_caller_that_fails_at_its_answer_harms_nobody():
+    queue = batcher(Echo())
+    answers: list[float] = []
+
+    def broken(result: Outcome | Exception, timing: object) -> None:
+        raise RuntimeError("the caller's own")
+
+    def fine(result: Outcome | Exception, timing: object) -> None:
+        assert isinstance(result, Outcome)
+        answers.extend(result.columns["x"].tolist())
+
+    queue.enqueue(rows(1), broken)
+    queue.enqueue(rows(2), fine)
+    await queue.close()
+    assert answers == [2]
 
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back():

@@ -3,7 +3,7 @@
 import pytest
 
 from twinpath.graph.placement import Batch
-from twinpath.online.policy import BatchPolicy, Dispatch, WakeAt
+from twinpath.online.policy import BatchPolicy, Dispatch, Priority, WakeAt
 
 
 def policy(max_size: int = 4, max_wait_ms: float = 0.0, max_inflight: int = 1) -> BatchPolicy:
@@ -85,3 +85,33 @@ def test_a_dropped_request_leaves_no_trace_and_dropping_it_again_is_harmless():
     assert story.queued_rows == 1
     story.finished()
     assert story.decide(0.0) == Dispatch((3,))
+
+
+def test_higher_priorities_leave_first_and_each_keeps_its_order():
+    story = policy(max_size=3)
+    for ticket, priority in enumerate(
+        (Priority.LOW, Priority.NORMAL, Priority.HIGH, Priority.NORMAL)
+    ):
+        story.arrived(ticket, 1, 0.0, priority)
+    assert story.decide(0.0) == Dispatch((2, 1, 3))
+    story.finished()
+    assert story.decide(0.0) == Dispatch((0,))
+
+
+def test_the_lowest_and_newest_are_shed_first_and_never_ones_equals():
+    story = policy()
+    story.arrived(1, 2, 0.0, Priority.LOW)
+    story.arrived(2, 2, 0.0, Priority.LOW)
+    story.arrived(3, 2, 0.0, Priority.NORMAL)
+    assert story.shed_for(Priority.LOW, 1) is None
+    assert story.shed_for(Priority.NORMAL, 2) == [2]
+    assert story.shed_for(Priority.NORMAL, 3) == [2, 1]
+    assert story.shed_for(Priority.NORMAL, 5) is None
+    assert story.shed_for(Priority.HIGH, 5) == [2, 1, 3]
+    assert story.queued_rows == 6, "the policy only names them"
+
+
+def test_a_request_without_rows_is_answered_too():
+    story = policy()
+    story.arrived(1, 0, 0.0)
+    assert story.decide(0.0) == Dispatch((1,))

@@ -94,7 +94,7 @@ class BatchPolicy:
 
         Requests are never split: one that is larger than ``max_size`` goes alone.
         """
-        if not self.queued_rows or self.running >= self.max_inflight:
+        if self.running >= self.max_inflight or not any(self.lanes):
             return None
         taken: list[Waiting] = []
         rows, full = 0, False
