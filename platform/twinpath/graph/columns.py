@@ -7,6 +7,7 @@ Numbers and booleans are plain numpy arrays, strings are object arrays, tensors 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,18 @@ def concat(parts: Sequence[Columns]) -> Columns:
     if len(parts) == 1:
         return parts[0]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@lru_cache(maxsize=512)
+def _few(n: int) -> Rows:
+    rows = np.arange(n)
+    rows.flags.writeable = False
+    return rows
+
+
+def positions(n: int) -> Rows:
+    """0..n-1, read-only. Small ones are made once: requests of one row are many."""
+    return _few(n) if n <= 512 else np.arange(n)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +82,7 @@ class Outcome:
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
         """Every row succeeded."""
-        return cls(n, columns, np.arange(n), {})
+        return cls(n, columns, positions(n), {})
 
     @property
     def ok(self) -> bool:

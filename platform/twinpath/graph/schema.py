@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from twinpath.errors import EmptyBodyError, GraphError, InputError, MalformedBodyError, did_you_mean
-from twinpath.graph.columns import Columns, Outcome, RowError, take
+from twinpath.graph.columns import Columns, Outcome, RowError, row_count, take
 from twinpath.graph.dtypes import ColumnType, type_of
 from twinpath.graph.fields import MAX_WHOLE, Field, by_value, plain_value
 
@@ -33,6 +33,14 @@ class Schema:
             model.__pydantic_decorators__.field_validators
             or model.__pydantic_decorators__.model_validators
         )
+
+        #: dtype and shape of each column, if nothing else of any of them is checked.
+        self._tensors: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] | None = None
+        if all(field.tensor for field in self._fields.values()) and not self._by_row:
+            self._tensors = {
+                name: (field.type.numpy_dtype, field.type.shape or ())
+                for name, field in self._fields.items()
+            }
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Schema, (self.model, "the model")
@@ -106,6 +114,8 @@ class Schema:
     def from_columns(self, columns: Columns) -> Outcome:
         """Columns checked against the model. Raises InputError for a missing, unknown or
         wrongly typed column; a bad value is its row's error."""
+        if self._tensors is not None and self._fit(columns):
+            return Outcome.success(columns, row_count(columns))
         n = len(np.atleast_1d(next(iter(columns.values()), np.zeros(0))))
         by_row = self._by_row or not all(field.vectorised for field in self._fields.values())
         for name in columns:
@@ -166,6 +176,18 @@ class Schema:
         """Python values by row; NaN, NaT and None of a column are None."""
         lists = [_python_values(columns[name], self._fields.get(name)) for name in columns]
         return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+
+    def _fit(self, columns: Columns) -> bool:
+        """Whether all columns are there and need no further look."""
+        n = row_count(columns)
+        wanted = self._tensors
+        if wanted is None or columns.keys() != wanted.keys():
+            return False
+        for name, values in columns.items():
+            dtype, shape = wanted[name]
+            if values.dtype != dtype or values.shape != (n, *shape):
+                return False
+        return True
 
     def _conform(self, field: Field, values: NDArray[Any]) -> NDArray[Any] | None:
         if field.type.dtype == "float64" and values.dtype.kind in "iu" and values.ndim == 1:

@@ -85,6 +85,8 @@ class DataPlane:
         self.observe_batch: Callable[[Timing], None] | None = None
         #: False while the model is taken out of service.
         self.loaded = True
+        #: Tells all replicas, this one included, to take the model in or out of service.
+        self.switch: Callable[[bool], Awaitable[None]] = self._switch
         self.metadata = Metadata(
             plan.graph_name,
             (version,),
@@ -148,6 +150,9 @@ class DataPlane:
     def give_up(self, ticket: int) -> None:
         """Forget rows that were started."""
         self._batcher.give_up(ticket)
+
+    async def _switch(self, loaded: bool) -> None:
+        self.loaded = loaded
 
     def _batch_ran(self, requests: int, timing: Timing) -> None:
         self.statistics.batch(timing)

@@ -15,7 +15,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from twinpath.online.exchange import Answer, Codec
 
 #: Requests with one of these headers need more than the short way offers.
-_LONG_WAY = (b"transfer-encoding", b"upgrade", b"expect")
+_LONG_WAY = frozenset((b"transfer-encoding", b"upgrade", b"expect"))
 
 
 class Door(Protocol):
@@ -152,7 +152,7 @@ class LeanProtocol(HttpToolsProtocol):
             codec is None
             or not length.isdigit()
             or int(length) > door.max_body_bytes
-            or any(name in headers for name in _LONG_WAY)
+            or not _LONG_WAY.isdisjoint(headers)
         ):
             return None
         http_1_0 = self.parser.get_http_version() == "1.0"

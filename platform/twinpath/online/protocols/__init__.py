@@ -4,10 +4,10 @@ from starlette.routing import BaseRoute
 
 from twinpath.online.dataplane import DataPlane
 from twinpath.online.exchange import Codec
-from twinpath.online.protocols import predict
+from twinpath.online.protocols import oip_model, predict
 
 #: Every protocol that a graph is served over, by HTTP.
-PROTOCOLS = (predict,)
+PROTOCOLS = (predict, oip_model)
 
 
 def codecs(plane: DataPlane) -> dict[str, Codec]:

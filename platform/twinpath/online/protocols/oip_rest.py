@@ -1,0 +1,316 @@
+"""Open Inference Protocol v2 over REST: inference.
+
+https://github.com/kserve/open-inference-protocol, with the extensions of Triton's server for binary
+tensor data, classification and request parameters
+(https://github.com/triton-inference-server/server/tree/main/docs/protocol). A request succeeds or
+fails as one. JSON is strict: NaN and infinities are written as null, and null is read as NaN.
+"""
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from twinpath.errors import (
+    BodyTooLargeError,
+    EmptyBodyError,
+    InputError,
+    MalformedBodyError,
+    TwinpathError,
+    did_you_mean,
+)
+from twinpath.graph.columns import Columns, Outcome
+from twinpath.online.dataplane import DataPlane, whole
+from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
+from twinpath.online.policy import Priority
+from twinpath.online.protocols.oip_tensors import (
+    as_texts,
+    datatype_of,
+    from_json,
+    from_raw,
+    shape_of,
+    to_column,
+    to_raw,
+)
+
+HEADER_LENGTH = b"inference-header-content-length"
+_BINARY = b"application/octet-stream"
+_GZIP_FROM_BYTES = 1024
+#: A compressed body may grow to this many bytes.
+_MAX_INFLATED_BYTES = 64 * 1024 * 1024
+
+
+def inference(plane: DataPlane) -> dict[str, Codec]:
+    """Codecs by path below the app's root."""
+    codec = InferCodec(plane)
+    paths = [f"/v2/models/{plane.name}/infer"]
+    paths += [f"/v2/models/{plane.name}/versions/{v}/infer" for v in plane.metadata.versions]
+    return dict.fromkeys(paths, codec)
+
+
+def refuse(error: TwinpathError) -> Answer:
+    """An error in the protocol's form."""
+    return Answer(error.http_status, orjson.dumps({"error": error.message}))
+
+
+class InferCodec:
+    """``POST /v2/models/<graph>/infer``."""
+
+    def __init__(self, plane: DataPlane) -> None:
+        self._plane = plane
+        self._inputs, self._outputs = plane.metadata.inputs, plane.metadata.outputs
+        self._datatypes = {name: datatype_of(kind) for name, kind in self._outputs.items()}
+        self._head = {"model_name": plane.name, "model_version": plane.version}
+        #: What is asked for when a request names no outputs.
+        self._all = [_Output(name) for name in self._outputs]
+
+    def decode(self, request: Request) -> Call | Answer:
+        """See `exchange.Codec`."""
+        headers = request.headers
+        body = request.body
+        if b"content-encoding" in headers:
+            body = _inflated(headers[b"content-encoding"], body)
+        document, tail = _document(body, headers.get(HEADER_LENGTH))
+        columns = self._plane.checked(self._columns(document, tail))
+        parameters = _parameters(document)
+        wanted = self._wanted(document, parameters)
+        request_id = document.get("id")
+        zipped = b"gzip" in headers.get(b"accept-encoding", b"")
+
+        def encode(outcome: Outcome) -> Answer:
+            return self._encode(outcome, wanted, request_id, zipped)
+
+        timeout_s, priority = _urgency(parameters) if parameters else (None, None)
+        return Call(columns, encode, timeout_s, priority)
+
+    def refuse(self, error: TwinpathError) -> Answer:
+        """See `exchange.Codec`."""
+        return refuse(error)
+
+    def _columns(self, document: dict[str, Any], tail: memoryview | None) -> Columns:
+        given = document.get("inputs")
+        if not isinstance(given, list) or not given:
+            raise MalformedBodyError(
+                'expected {"inputs": [{"name", "shape", "datatype", "data"}]}: put the tensors '
+                'in a list under "inputs"'
+            )
+        columns: Columns = {}
+        at = 0
+        for tensor in given:
+            if not isinstance(tensor, dict) or not isinstance(tensor.get("name"), str):
+                raise MalformedBodyError(f"an input must have a name; got {str(tensor)[:80]}")
+            name = tensor["name"]
+            kind = self._inputs.get(name)
+            if kind is None:
+                raise InputError(f"unknown input {name!r}.{did_you_mean(name, self._inputs)}")
+            if name in columns:
+                raise InputError(f"input {name!r} is given twice")
+            datatype, shape = tensor.get("datatype"), tensor.get("shape")
+            size = (tensor.get("parameters") or {}).get("binary_data_size")
+            if size is not None:
+                if tail is None or type(size) is not int or not 0 <= size <= len(tail) - at:
+                    raise InputError(
+                        f"input {name!r}: binary_data_size {size!r} is more than the body has "
+                        f"behind its JSON: send {HEADER_LENGTH.decode()} and the bytes"
+                    )
+                values = from_raw(name, datatype, shape, tail[at : at + size])  # type: ignore[arg-type]  # checked there
+                at += size
+            elif "data" in tensor:
+                values = from_json(name, datatype, shape, tensor["data"])  # type: ignore[arg-type]  # checked there
+            else:
+                raise InputError(f"input {name!r} has neither data nor binary_data_size")
+            columns[name] = to_column(name, kind, values)
+        if tail is not None and at != len(tail):
+            raise InputError(f"{len(tail) - at} bytes behind the last binary input: remove them")
+        _same_rows(columns)
+        return columns
+
+    def _wanted(self, document: dict[str, Any], parameters: Mapping[str, Any]) -> "list[_Output]":
+        asked = document.get("outputs")
+        binary = parameters.get("binary_data_output") is True
+        if not asked:
+            return [_Output(o.name, True) for o in self._all] if binary else self._all
+        if not isinstance(asked, list):
+            raise MalformedBodyError('"outputs" must be a list of {"name"}')
+        wanted = []
+        for output in asked:
+            name = output.get("name") if isinstance(output, dict) else None
+            if not isinstance(name, str):
+                raise MalformedBodyError(f"an output must have a name; got {str(output)[:80]}")
+            if name not in self._outputs:
+                raise InputError(f"unknown output {name!r}.{did_you_mean(name, self._outputs)}")
+            more = _parameters(output)
+            top = more.get("classification", 0)
+            if type(top) is not int or top < 0:
+                raise InputError(
+                    f"output {name!r}: classification {top!r} must be a number of classes"
+                )
+            wanted.append(_Output(name, more.get("binary_data", binary) is True, top))
+        return wanted
+
+    def _encode(
+        self, outcome: Outcome, wanted: "list[_Output]", request_id: Any, zipped: bool
+    ) -> Answer:
+        columns = whole(outcome)
+        document: dict[str, Any] = dict(self._head)
+        if request_id is not None:
+            document["id"] = request_id
+        tail: list[bytes] = []
+        document["outputs"] = [
+            self._tensor(output, columns[output.name], tail) for output in wanted
+        ]
+        body = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        headers: Headers = []
+        media = b"application/json"
+        if tail:
+            headers.append((HEADER_LENGTH, b"%d" % len(body)))
+            body = b"".join([body, *tail])
+            media = _BINARY
+        if zipped and len(body) >= _GZIP_FROM_BYTES:
+            body = gzip.compress(body, 1)
+            headers.append((b"content-encoding", b"gzip"))
+        return Answer(200, body, media, headers)
+
+    def _tensor(self, output: "_Output", values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
+        datatype = self._datatypes[output.name]
+        if output.classes:
+            values, datatype = classified(output.name, values, output.classes), "BYTES"
+        tensor: dict[str, Any] = {
+            "name": output.name, "datatype": datatype, "shape": list(values.shape),
+        }  # fmt: skip
+        if output.binary:
+            raw = to_raw(values)
+            tail.append(raw)
+            tensor["parameters"] = {"binary_data_size": len(raw)}
+        elif values.dtype.kind in "OM":
+            tensor["data"] = as_texts(values)
+        elif values.ndim == 1 and values.flags.c_contiguous:
+            tensor["data"] = values
+        else:
+            tensor["data"] = np.ascontiguousarray(values).ravel()
+        return tensor
+
+
+class _Output:
+    """One tensor that was asked for."""
+
+    __slots__ = ("binary", "classes", "name")
+
+    def __init__(self, name: str, binary: bool = False, classes: int = 0) -> None:
+        self.name, self.binary, self.classes = name, binary, classes
+
+
+def classified(name: str, values: NDArray[Any], top: int) -> NDArray[Any]:
+    """The classification extension: ``value:index`` of the highest values of each row, (n, top).
+
+    Raises InputError for an output that is no numeric tensor of shape (n, classes).
+    """
+    if values.ndim != 2 or values.dtype.kind not in "iuf":
+        raise InputError(f"output {name!r} has no classes: it is no numeric tensor of shape [n, k]")
+    order = np.argsort(-values, axis=1, kind="stable")[:, :top]
+    texts = np.empty(order.shape, dtype=object)
+    for row, picked in enumerate(order.tolist()):
+        for place, index in enumerate(picked):
+            texts[row, place] = f"{values[row, index]:f}:{index}"
+    return texts
+
+
+def metadata(plane: DataPlane) -> dict[str, Any]:
+    """Model metadata of the protocol."""
+    known = plane.metadata
+    return {
+        "name": known.name,
+        "versions": list(known.versions),
+        "platform": "twinpath",
+        "inputs": [_described(name, kind) for name, kind in known.inputs.items()],
+        "outputs": [_described(name, kind) for name, kind in known.outputs.items()],
+    }
+
+
+def _described(name: str, kind: Any) -> dict[str, Any]:
+    return {"name": name, "datatype": datatype_of(kind), "shape": shape_of(kind)}
+
+
+def _document(body: bytes, header_length: bytes | None) -> tuple[dict[str, Any], memoryview | None]:
+    """The JSON of a request, and the bytes behind it if it has binary tensors."""
+    tail = None
+    if header_length is not None:
+        if not header_length.isdigit() or int(header_length) > len(body):
+            raise MalformedBodyError(
+                f"{HEADER_LENGTH.decode()} {header_length.decode('latin-1')[:20]!r}: expected the "
+                f"length of the JSON part of a body of {len(body)} bytes"
+            )
+        size = int(header_length)
+        tail = memoryview(body)[size:]
+        body = body[:size]
+    if not body:
+        raise EmptyBodyError('the body is empty: send {"inputs": [...]}')
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBodyError(f"the body is not JSON: {error}") from None
+    if not isinstance(document, dict):
+        raise MalformedBodyError(f'expected {{"inputs": [...]}}, got {str(document)[:80]!r}')
+    return document, tail
+
+
+def _inflated(encoding: bytes, body: bytes) -> bytes:
+    """A gzip or deflate body, never more than the limit of it."""
+    windows = {b"gzip": 31, b"deflate": 15, b"identity": None}
+    kind = encoding.strip().lower()
+    if kind not in windows:
+        raise MalformedBodyError(
+            f"content-encoding {encoding.decode('latin-1')[:40]!r}: expected gzip or deflate"
+        )
+    window = windows[kind]
+    if window is None:
+        return body
+    inflater = zlib.decompressobj(window)
+    try:
+        inflated = inflater.decompress(body, _MAX_INFLATED_BYTES)
+    except zlib.error as error:
+        raise MalformedBodyError(f"the body is not {kind.decode()}: {error}") from None
+    if inflater.unconsumed_tail:
+        raise BodyTooLargeError(f"the body inflates to more than {_MAX_INFLATED_BYTES} bytes")
+    if not inflater.eof:
+        raise MalformedBodyError(f"the body is not whole: its {kind.decode()} data end too early")
+    return inflated
+
+
+def _parameters(holder: Mapping[str, Any]) -> Mapping[str, Any]:
+    given = holder.get("parameters")
+    if given is None:
+        return {}
+    if not isinstance(given, dict):
+        raise MalformedBodyError(f'"parameters" must be an object, got {str(given)[:80]}')
+    return given
+
+
+def _urgency(parameters: Mapping[str, Any]) -> tuple[float | None, Priority | None]:
+    """Seconds until the answer is of no use, and the priority: Triton's request parameters
+    ``timeout`` (microseconds) and ``priority`` (1 is the highest, 0 the model's own)."""
+    timeout, level = parameters.get("timeout"), parameters.get("priority")
+    for name in ("sequence_id", "sequence_start", "sequence_end"):
+        if parameters.get(name):
+            raise InputError(f"parameter {name!r}: sequences are not kept here: send without it")
+    if timeout is not None and (type(timeout) is not int or timeout < 0):
+        raise InputError(f"parameter 'timeout': expected microseconds, got {timeout!r}")
+    if level is not None and (type(level) is not int or level < 0):
+        raise InputError(f"parameter 'priority': expected 0, 1, 2 …, got {level!r}")
+    priority = None
+    if level:
+        priority = {1: Priority.HIGH, 2: Priority.NORMAL}.get(level, Priority.LOW)
+    return (timeout / 1e6 if timeout else None), priority
+
+
+def _same_rows(columns: Columns) -> None:
+    first, *others = columns.items()
+    for name, values in others:
+        if len(values) != len(first[1]):
+            raise InputError(
+                f"input {name!r} has {len(values)} rows and {first[0]!r} has {len(first[1])}"
+            )
