@@ -183,11 +183,23 @@ def _numbers(name: str, datatype: str, data: Any) -> NDArray[Any]:
         ):
             raise _wrong(name, datatype, data)
         return values.astype(wanted, copy=False)
+    if values.size and wanted == np.uint64 and found in "fO":
+        return _big(name, data)  # numpy reads lists of numbers on both sides of 2**63 as floats
     if values.size:
         limits = np.iinfo(wanted)
         if found not in "iu" or values.min() < limits.min or values.max() > limits.max:
             raise _wrong(name, datatype, data)
     return values.astype(wanted, copy=False)
+
+
+def _big(name: str, data: Any) -> NDArray[Any]:
+    values = np.array(data, dtype=object)
+    if not all(type(value) is int for value in values.ravel()):
+        raise _wrong(name, "UINT64", data)
+    try:
+        return values.astype(np.uint64)
+    except OverflowError:
+        raise _wrong(name, "UINT64", data) from None
 
 
 def _with_nan(name: str, datatype: str, values: NDArray[Any]) -> NDArray[Any]:
