@@ -161,15 +161,27 @@ class RowWriter:
 
     def rows(self, columns: Columns) -> list[dict[str, Any]]:
         """One mapping a row. A missing number is left as NaN, which is null in JSON."""
-        lists = [self.column(name, values) for name, values in columns.items()]
-        return list(map(dict, map(zip, repeat(tuple(columns)), zip(*lists, strict=True))))
+        return rows_of(self.lists(columns))
 
-    def column(self, name: str, values: NDArray[Any]) -> list[Any]:
-        """One value a row."""
-        listed: list[Any] = values.tolist()
-        if name in self._whole and values.dtype.kind == "f":
-            return [None if v != v else int(v) for v in listed]
-        return listed
+    def lists(self, columns: Columns) -> dict[str, list[Any]]:
+        """The same by column."""
+        lists: dict[str, list[Any]] = {name: values.tolist() for name, values in columns.items()}
+        for name in self._whole & columns.keys():
+            lists[name] = [None if v != v else int(v) for v in lists[name]]
+        return lists
+
+
+def rows_of(lists: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """Lists by column as one mapping a row."""
+    return list(map(dict, map(zip, repeat(tuple(lists)), zip(*lists.values(), strict=True))))
+
+
+def bare_input(schema: Schema) -> str | None:
+    """The input that a value without a name is for: the only one, or the only one that has to be
+    given. None if there is no such input."""
+    required = schema.fields.keys() - schema.defaults().keys()
+    names = required if len(schema.fields) > 1 else schema.fields.keys()
+    return next(iter(names)) if len(names) == 1 else None
 
 
 def _row_schema(model: type[BaseModel], fields: Iterable[Field]) -> CoreSchema | None:
