@@ -89,6 +89,16 @@ ROW = st.fixed_dictionaries(
         "typo": st.just(1),
     },
 )
+GOOD = st.fixed_dictionaries(
+    {"x": st.floats(-10, 9), "count": st.integers(0, 5), "at": TIMES, "flag": st.booleans()},
+    optional={
+        "seen": TIMES | st.none(),
+        "maybe": st.integers(-5, 5) | st.none(),
+        "t": st.lists(st.integers(-9, 9) | st.floats(-9, 9), min_size=2, max_size=2),
+        "name": st.text(max_size=3),
+        "tags": st.lists(st.text(max_size=3), max_size=2),
+    },
+)
 
 
 def same(quick: Outcome, slow: Outcome) -> None:
@@ -101,7 +111,7 @@ def same(quick: Outcome, slow: Outcome) -> None:
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(ROW, min_size=1, max_size=3))
+@given(st.lists(ROW, min_size=1, max_size=3) | st.lists(GOOD, min_size=1, max_size=8))
 def test_the_quick_way_agrees_with_the_schema_or_leaves_it_to_it(rows):
     schema = Schema(Row, "the input")
     body = json.dumps({"rows": rows}).encode()
@@ -112,6 +122,21 @@ def test_the_quick_way_agrees_with_the_schema_or_leaves_it_to_it(rows):
     assert set(python.errors) == set(slow.errors)
     if slow.ok:
         same(python, slow)
+
+
+def test_many_times_are_exact_to_the_microsecond():
+    class Event(BaseModel):
+        at: dt.datetime
+
+    times = ["2013-12-23T22:30:00.000001Z", "1969-12-31T23:59:59.999999", "2041-05-10T01:02:03.45Z",
+             "2013-07-01T00:00:00.333333+02:00", "1850-01-01T00:00:00.000007Z"]  # fmt: skip
+    for more in ([], ["0001-01-01T00:00:00.000003"], ["9999-12-31T23:59:59.999999Z"]):
+        rows = [{"at": at} for at in times + more]
+        quick = RowReader(Schema(Event, "x")).rows(rows)
+        same(quick, Schema(Event, "x").from_rows(rows))
+    beyond = RowReader(Schema(Event, "x")).rows([*rows, {"at": "9999-12-31T23:59:59-05:00"}])
+    assert list(beyond.errors) == [6]
+    assert "years 1 to 9999" in beyond.errors[6].message
 
 
 def test_good_rows_go_the_quick_way():

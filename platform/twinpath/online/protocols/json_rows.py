@@ -303,8 +303,8 @@ def _objects(values: Iterable[Any], n: int) -> NDArray[Any]:
 
 
 def _times(values: tuple[Any, ...]) -> NDArray[Any]:
-    """Times in UTC. By way of seconds, which numpy reads far faster than datetimes."""
-    if None not in values:
+    """Times in UTC. Many go by way of seconds, which numpy reads far faster than datetimes."""
+    if len(values) > 4 and None not in values:
         seconds = np.array(
             [(v if v.tzinfo else v.replace(tzinfo=dt.UTC)).timestamp() for v in values]
         )
