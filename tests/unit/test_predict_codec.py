@@ -124,6 +124,25 @@ def test_the_quick_way_agrees_with_the_schema_or_leaves_it_to_it(rows):
         same(python, slow)
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.fixed_dictionaries({"a": NUMBER, "b": NUMBER}), min_size=1, max_size=3)
+    | st.lists(
+        st.tuples(st.floats(), st.integers(1, 9)).map(lambda v: {"b": v[1], "a": v[0]}),
+        min_size=1,
+        max_size=4,
+    )
+)
+def test_rows_of_floats_agree_too(rows):
+    schema = Schema(Floats, "the input")
+    body = json.dumps({"rows": rows}).encode()
+    quick = RowReader(schema).quick(body)
+    if quick is not None:
+        same(quick, schema.from_json_rows(body))
+    elif b"N" not in body and b"Inf" not in body:
+        assert schema.from_json_rows(body).errors
+
+
 def test_many_times_are_exact_to_the_microsecond():
     class Event(BaseModel):
         at: dt.datetime
@@ -165,6 +184,9 @@ def test_good_rows_go_the_quick_way():
         b'{"rows": [{"a": "nan"}]}',
         b'{"rows": [{"a": 1, "typo": 1}]}',
         b'{"rows": [{"a": 1, "b": 0}]}',
+        b'{"rows": [{"a": 1, "b": 1}, {"b": 0, "a": 1}]}',
+        b'{"rows": [{"a": 1e999, "b": 1}]}',
+        b'{"rows": [{"a": 1, "b": 1}], "more": 1}',
         b'{"rows": [{"a": 1}], "more": 1}',
         b'{"rows": []}',
         b'{"rows": [1]}',

@@ -41,6 +41,8 @@ class RowReader:
     def __init__(self, schema: Schema, key: str = "rows") -> None:
         self._schema = schema
         self._fields = [Field(name, info) for name, info in schema.model.model_fields.items()]
+        self._names = tuple(schema.fields)
+        self._bounded = [field for field in self._fields if field.bounds]
         self._floats_only = all(_plain_float(field) for field in self._fields)
         self._body: SchemaValidator | None = None
         row = _row_schema(schema.model, self._fields)
@@ -59,7 +61,8 @@ class RowReader:
         if self._body is None or any(constant in body for constant in _CONSTANTS):
             return None
         try:
-            return self._outcome(self._body.validate_json(body)[self._key])
+            outcome = self._numbers(body) if self._floats_only else None
+            return outcome or self._outcome(self._body.validate_json(body)[self._key])
         except Exception:
             return None
 
@@ -74,16 +77,33 @@ class RowReader:
                 return outcome
         return self._schema.from_rows(rows)
 
+    def _numbers(self, body: bytes) -> Outcome | None:
+        """A body of nothing but numbers, all of whose rows have every field in the same order:
+        these need no look at each value."""
+        document = orjson.loads(body)
+        rows = document[self._key]
+        names = tuple(rows[0])
+        if len(document) > 1 or (names != self._names and set(names) != set(self._names)):
+            return None
+        if not all(map(names.__eq__, map(tuple, rows))):
+            return None
+        numbers = list(chain.from_iterable(map(dict.values, rows)))
+        if not set(map(type, numbers)) <= {float, int}:
+            return None
+        block = np.array(numbers, np.float64)
+        if not np.isfinite(block).all():
+            return None
+        block = np.ascontiguousarray(block.reshape(len(rows), -1).T)
+        columns = dict(zip(names, block, strict=True))
+        if names != self._names:
+            columns = {name: columns[name] for name in self._names}
+        if any(field.failures(columns[field.name]) for field in self._bounded):
+            return None
+        return Outcome.success(columns, len(rows))
+
     def _outcome(self, rows: list[dict[str, Any]]) -> Outcome | None:
         """Validated rows, whose values are in the order of the fields, as columns."""
         n = len(rows)
-        if self._floats_only:
-            flat = chain.from_iterable(map(dict.values, rows))
-            block = np.fromiter(flat, np.float64, n * len(self._fields))
-            if not np.isfinite(block).all():
-                return None
-            block = np.ascontiguousarray(block.reshape(n, -1).T)
-            return Outcome.success({f.name: v for f, v in zip(self._fields, block, strict=True)}, n)
         columns: Columns = {}
         lists = zip(*map(dict.values, rows), strict=True)
         for field, values in zip(self._fields, lists, strict=True):
