@@ -124,6 +124,29 @@ def test_the_quick_way_agrees_with_the_schema_or_leaves_it_to_it(rows):
         same(python, slow)
 
 
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(NUMBER, NUMBER), min_size=1, max_size=3))
+def test_columns_agree_with_rows(pairs):
+    reader = RowReader(Schema(Floats, "the input"))
+    rows = [{"a": a, "b": b} for a, b in pairs]
+    by_row = reader.rows(rows)
+    by_column = reader.columns({"a": [a for a, _ in pairs], "b": [b for _, b in pairs]})
+    assert set(by_row.errors) == set(by_column.errors)
+    if by_row.ok:
+        same(by_column, by_row)
+
+
+def test_text_is_no_column_of_its_letters():
+    class Named(BaseModel):
+        name: str
+        x: float
+
+    with pytest.raises(MalformedBodyError, match="'name': expected a list"):
+        RowReader(Schema(Named, "x")).columns({"name": "ab", "x": [1, 2]})
+    with pytest.raises(EmptyBodyError, match="no rows"):
+        RowReader(Schema(Named, "x")).columns({"name": [], "x": []})
+
+
 @settings(max_examples=300, deadline=None)
 @given(
     st.lists(st.fixed_dictionaries({"a": NUMBER, "b": NUMBER}), min_size=1, max_size=3)

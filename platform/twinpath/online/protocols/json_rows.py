@@ -42,6 +42,7 @@ class RowReader:
         self._schema = schema
         self._fields = [Field(name, info) for name, info in schema.model.model_fields.items()]
         self._names = tuple(schema.fields)
+        self._tensors = any(field.tensor for field in self._fields)
         self._bounded = [field for field in self._fields if field.bounds]
         self._floats_only = all(_plain_float(field) for field in self._fields)
         self._body: SchemaValidator | None = None
@@ -61,29 +62,44 @@ class RowReader:
         if self._body is None or any(constant in body for constant in _CONSTANTS):
             return None
         try:
-            outcome = self._numbers(body) if self._floats_only else None
-            return outcome or self._outcome(self._body.validate_json(body)[self._key])
+            if self._floats_only:
+                document = orjson.loads(body)
+                outcome = self._numbers(document[self._key]) if len(document) == 1 else None
+                if outcome is not None:
+                    return outcome
+            return self._outcome(self._body.validate_json(body)[self._key])
         except Exception:
             return None
 
     def rows(self, rows: list[Any]) -> Outcome:
         """Rows that were read already. The same as `Schema.from_rows`, quicker."""
-        if self._body is not None:
-            try:
-                outcome = self._outcome(self._rows.validate_python(rows))
-            except Exception:
-                outcome = None
-            if outcome is not None:
-                return outcome
-        return self._schema.from_rows(rows)
+        return self._good_rows(rows) or self._schema.from_rows(rows)
 
-    def _numbers(self, body: bytes) -> Outcome | None:
-        """A body of nothing but numbers, all of whose rows have every field in the same order:
-        these need no look at each value."""
-        document = orjson.loads(body)
-        rows = document[self._key]
+    def columns(self, lists: Mapping[str, Any]) -> Outcome:
+        """Lists of values by column that were read already. Raises InputError for columns that
+        do not fit; a bad value is its row's error."""
+        if not self._tensors and all(type(values) is list for values in lists.values()):
+            with contextlib.suppress(ValueError):  # lists of different lengths
+                outcome = self._good_rows(rows_of(lists))
+                if outcome is not None:
+                    return outcome
+        return self._schema.from_columns(columns_of(self._schema, lists))
+
+    def _good_rows(self, rows: list[Any]) -> Outcome | None:
+        """None unless every row is right."""
+        if self._body is None:
+            return None
+        try:
+            outcome = self._numbers(rows) if self._floats_only else None
+            return outcome or self._outcome(self._rows.validate_python(rows))
+        except Exception:
+            return None
+
+    def _numbers(self, rows: list[dict[str, Any]]) -> Outcome | None:
+        """Rows of nothing but numbers, which have every field in the same order: these need no
+        look at each value."""
         names = tuple(rows[0])
-        if len(document) > 1 or (names != self._names and set(names) != set(self._names)):
+        if names != self._names and set(names) != set(self._names):
             return None
         if not all(map(names.__eq__, map(tuple, rows))):
             return None
@@ -148,7 +164,7 @@ def columns_of(schema: Schema, lists: Mapping[str, Any]) -> Columns:
 
     Values that numpy reads as another type than the column's are left as objects: those are then
     validated one by one, as the values of rows are. Raises MalformedBodyError for a column that is
-    no list, and for one that has another length than the first.
+    no list or has another length than the first, EmptyBodyError when there are no rows.
     """
     columns: Columns = {}
     n: int | None = None
@@ -161,6 +177,8 @@ def columns_of(schema: Schema, lists: Mapping[str, Any]) -> Columns:
             text = f"column {name!r} has {len(values)} rows, the first column has {n}"
             raise MalformedBodyError(f"{text}: send as many for each")
         columns[name] = _array(values, schema.fields.get(name, ColumnType("any", None)))
+    if not n:
+        raise EmptyBodyError("there are no rows: send at least one")
     return columns
 
 

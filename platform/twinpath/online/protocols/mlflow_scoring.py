@@ -24,14 +24,13 @@ from twinpath.errors import (
     TwinpathError,
     did_you_mean,
 )
-from twinpath.graph.columns import Columns, Outcome, row_count
+from twinpath.graph.columns import Columns, Outcome
 from twinpath.online.dataplane import DataPlane, whole
 from twinpath.online.exchange import Answer, Call, Codec, Request
 from twinpath.online.protocols.json_rows import (
     RowReader,
     RowWriter,
     bare_input,
-    columns_of,
     dumps,
     read_object,
     rows_of,
@@ -75,9 +74,10 @@ class ScoringCodec:
     """``POST /invocations``."""
 
     def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
         self._schema = plane.plan.input_schema
-        self._records = RowReader(self._schema, "dataframe_records")
+        forms = ("dataframe_records", "instances", "inputs")
+        self._readers = {b'"%b"' % form.encode(): RowReader(self._schema, form) for form in forms}
+        self._reader = RowReader(self._schema)
         self._writer = RowWriter(plane.plan.output_schema)
         self._bare = bare_input(self._schema)
         infos = self._schema.model.model_fields.items()
@@ -114,7 +114,9 @@ class ScoringCodec:
         return Answer(status, dumps({"error_code": code, "message": error.message}))
 
     def _json(self, body: bytes) -> Columns:
-        quick = None if self._binary else self._records.quick(body)
+        start = body[:80]
+        reader = next((r for key, r in self._readers.items() if key in start), None)
+        quick = reader.quick(body) if reader is not None and not self._binary else None
         if quick is not None:
             return quick.columns
         document = read_object(body, _EXPECTED)
@@ -185,13 +187,10 @@ class ScoringCodec:
             raise EmptyBodyError(f"{form!r} is an empty list: send at least one row")
         if self._binary:
             rows = [_unpacked(row, self._binary) for row in rows]
-        return whole(self._records.rows(rows))
+        return whole(self._reader.rows(rows))
 
     def _columns(self, lists: dict[str, Any]) -> Columns:
-        columns = columns_of(self._schema, _unpacked(lists, self._binary))
-        if not row_count(columns):
-            raise EmptyBodyError("there are no rows: send at least one")
-        return self._plane.checked(columns)
+        return whole(self._reader.columns(_unpacked(lists, self._binary)))
 
     def _csv(self, body: bytes) -> Columns:
         """Rows of text, which are read as the fields' types. An empty cell is a null, or the

@@ -23,7 +23,7 @@ from twinpath.errors import (
     UnknownModelError,
     did_you_mean,
 )
-from twinpath.graph.columns import Columns, Outcome, row_count
+from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.dtypes import ColumnType
 from twinpath.online.dataplane import DataPlane, whole
 from twinpath.online.exchange import Answer, Call, Codec, Request
@@ -31,7 +31,6 @@ from twinpath.online.protocols.json_rows import (
     RowReader,
     RowWriter,
     bare_input,
-    columns_of,
     dumps,
     read_object,
     rows_of,
@@ -92,7 +91,6 @@ class PredictCodec:
     """``POST /v1/models/<graph>:predict``."""
 
     def __init__(self, plane: DataPlane) -> None:
-        self._plane = plane
         self._schema = plane.plan.input_schema
         self._reader = RowReader(self._schema, "instances")
         self._writer = RowWriter(plane.plan.output_schema)
@@ -103,9 +101,10 @@ class PredictCodec:
 
     def decode(self, request: Request) -> Call | Answer:
         """See `exchange.Codec`."""
-        quick = None if b'"b64"' in request.body else self._reader.quick(request.body)
-        if quick is not None:
-            return Call(quick.columns, self._predictions)
+        if b'"instances"' in request.body[:80] and b'"b64"' not in request.body:
+            quick = self._reader.quick(request.body)
+            if quick is not None:
+                return Call(quick.columns, self._predictions)
         document = _document(request.body, '{"instances": [...]}', {"instances", "inputs"})
         given = {"instances", "inputs"} & document.keys()
         if len(given) != 1:
@@ -139,10 +138,7 @@ class PredictCodec:
             given = {self._bare_name(given): given}
         fields = self._schema.fields
         lists = {name: _texts(values, fields.get(name)) for name, values in given.items()}
-        columns = columns_of(self._schema, lists)
-        if not row_count(columns):
-            raise EmptyBodyError("there are no rows: send at least one")
-        return self._plane.checked(columns)
+        return whole(self._reader.columns(lists))
 
     def _bare_name(self, value: Any) -> str:
         if self._bare is None:
