@@ -1,10 +1,14 @@
 """The gateway's rules, each with what it lets in and what it refuses."""
 
 import asyncio
+import contextlib
 import datetime as dt
 import http.server
 import json
 import re
+import shutil
+import socket
+import subprocess
 import tempfile
 import threading
 import time
@@ -44,9 +48,11 @@ from twinpath.online.gateway.authentication import Authentication
 from twinpath.online.gateway.build import build, refuse_public
 from twinpath.online.gateway.keys import ApiKeys, new_key, read_keys, write_keys
 from twinpath.online.gateway.limiting import Limit
+from twinpath.online.gateway.rules import Gateway
 from twinpath.online.gateway.tokens import Tokens
 from twinpath.online.gateway.wishes import Deadlines, MaxRows, Priorities
 from twinpath.online.policy import Priority
+from twinpath.online.session import free_ports
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -536,3 +542,53 @@ def test_the_rules_are_a_list_to_look_at(tmp_path: Path):
     rules = build(GatewayArgs.model_validate(args), "numbers").rules
     names = [type(rule).__name__ for rule in rules]
     assert names == ["Authentication", "Limit", "Deadlines", "Priorities", "MaxRows"]
+
+
+# shared by replicas
+
+
+@pytest.fixture
+def redis_url(tmp_path: Path) -> Iterator[str]:
+    """A Redis of this test's own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed; it is Debian's package")
+    port = free_ports(1)[0]
+    command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+    with (tmp_path / "redis.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield f"redis://127.0.0.1:{port}"
+    process.terminate()
+    process.wait(timeout=10)
+
+
+async def test_replicas_count_together_in_redis(redis_url: str):
+    settings = {"limits": {"rate": "5/minute", "quota": "7/day", "redis_url": redis_url}}
+    first, second = (build(GatewayArgs.model_validate(settings), "numbers") for _ in range(2))
+
+    async def admit(gateway: Gateway, name: str) -> None:
+        seen = ask()
+        seen.principal = name
+        pending = gateway.admit(seen)
+        assert pending is not None
+        await pending
+
+    for gateway in (first, second, first, second, first):
+        await admit(gateway, "ann")
+    with pytest.raises(LimitError, match="5/minute"):
+        await admit(second, "ann")
+    await admit(second, "ben")
+
+
+async def test_the_app_answers_by_the_shared_count(redis_url: str):
+    app = app_with(limits={"rate": "2/minute", "redis_url": redis_url})
+    async with client(app) as session:
+        statuses = [
+            (await session.post("/predict", json={"rows": [{"x": 2}]})).status_code
+            for _ in range(3)
+        ]
+    assert statuses == [200, 200, 429]
