@@ -7,6 +7,7 @@ and nothing of the project.
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,33 +37,37 @@ def load(name: str) -> Predict:
 
 
 def _load_echo() -> Predict:
-    return lambda x: x
+    return _same
+
+
+def _same(x: Array) -> Array:
+    return x
 
 
 def _load_tabular() -> Predict:
     import joblib
 
-    model = joblib.load(folder() / "tabular.joblib")
+    # Partial, since KServe pickles its models.
+    return partial(_probability, joblib.load(folder() / "tabular.joblib"))
 
-    def predict(x: Array) -> Array:
-        return model.predict_proba(x)[:, 1:].astype(np.float32)
 
-    return predict
+def _probability(model: Any, x: Array) -> Array:
+    return model.predict_proba(x)[:, 1:].astype(np.float32)
 
 
 def _load_torch() -> Predict:
     import torch
 
-    torch.set_num_threads(1)
     model = _network()
     model.load_state_dict(torch.load(folder() / "torch.pt", weights_only=True))
-    model.eval()
+    return partial(_multiply, model.eval())
 
-    def predict(x: Array) -> Array:
-        with torch.inference_mode():
-            return model(torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
-    return predict
+def _multiply(model: Any, x: Array) -> Array:
+    import torch
+
+    with torch.inference_mode():
+        return model(torch.from_numpy(np.ascontiguousarray(x))).numpy()
 
 
 def _network() -> Any:

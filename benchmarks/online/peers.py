@@ -93,7 +93,7 @@ def mlserver(model: str, folder: Path) -> Iterator[str]:
     (folder / "settings.json").write_text(json.dumps(settings))
     described = {
         "name": model, "implementation": f"{_SERVERS}.mlserver_model.Model",
-        "max_batch_size": 64, "max_batch_time": 0.001,
+        "max_batch_size": 64, "max_batch_time": 0.0001,
     }  # fmt: skip
     (folder / "model-settings.json").write_text(json.dumps(described))
     url = f"http://127.0.0.1:{ports[0]}"
@@ -137,7 +137,8 @@ def bentoml(model: str, folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def mlflow(model: str, folder: Path) -> Iterator[str]:
-    """Two workers, since it runs one request at a time in each and has no batching."""
+    """One worker, and no batching, which it has none of. With two its server answers a lone
+    connection in 44 ms instead of 2, and 32 connections no faster."""
     place = environments.ensure("mlflow")
     env = _env(place, model) | {"MLFLOW_DISABLE_TELEMETRY": "true", "UVICORN_ACCESS_LOG": "false"}
     python = str(place / "bin" / "python")
@@ -151,7 +152,7 @@ def mlflow(model: str, folder: Path) -> Iterator[str]:
     [port] = free_ports(1)
     command = [
         python, "-m", "mlflow", "models", "serve", "--model-uri", str(saved), "--host",
-        "127.0.0.1", "--port", str(port), "--env-manager", "local", "--workers", "2",
+        "127.0.0.1", "--port", str(port), "--env-manager", "local", "--workers", "1",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/ping", folder, env):

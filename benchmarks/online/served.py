@@ -1,7 +1,6 @@
 """Servers of the benchmark on Ray: ours, and stock Serve. Each has a Ray of its own."""
 
 import contextlib
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +20,7 @@ def twinpath(model: str, folder: Path) -> Iterator[str]:
         where, path = "benchmarks.fused_graph:app", "/predict"
     else:
         where, path = f"benchmarks.online.graphs:{model}", f"/v2/models/{model}/infer"
-    with _session(where, folder, fast_path=True) as url:
+    with _session(where, model, folder, fast_path=True) as url:
         yield url + path
 
 
@@ -30,13 +29,12 @@ def stock_serve(model: str, folder: Path) -> Iterator[str]:
     """The model on Serve without anything of ours; its URL."""
     flights = model == "flights"
     where = "benchmarks.fused_graph:stock" if flights else "benchmarks.online.stock_serve:app"
-    with _session(where, folder, fast_path=False) as url:
+    with _session(where, model, folder, fast_path=False) as url:
         yield url
 
 
 @contextlib.contextmanager
-def _session(import_path: str, folder: Path, *, fast_path: bool) -> Iterator[str]:
-    env = {name: os.environ[name] for name in os.environ if name.startswith("BENCHMARK_")}
+def _session(import_path: str, model: str, folder: Path, *, fast_path: bool) -> Iterator[str]:
     config = folder / "app.yaml"
     config.write_text(
         f"applications:\n- name: bench\n  route_prefix: {_PREFIX}\n  import_path: {import_path}\n"
@@ -46,7 +44,7 @@ def _session(import_path: str, folder: Path, *, fast_path: bool) -> Iterator[str
             num_cpus=8,
             fast_path=fast_path,
             pythonpath=[ROOT / "platform", ROOT],
-            env=env | {DIRECTORY_VARIABLE: str(flights_dir())},
+            env={DIRECTORY_VARIABLE: str(flights_dir()), "BENCHMARK_MODEL": model},
         ) as session:
             session.deploy(config)
             yield session.url + _PREFIX

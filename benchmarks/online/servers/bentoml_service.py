@@ -12,7 +12,7 @@ from benchmarks.online.models import load
 
 @bentoml.service(
     # Each worker batches for itself, so one gets the largest batches; two are slower on 2 cores.
-    workers=1,
+    workers=2,
     logging={"access": {"enabled": False}},
     metrics={"enabled": False},
     traffic={"timeout": 60},

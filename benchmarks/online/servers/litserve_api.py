@@ -13,7 +13,7 @@ class Api(ls.LitAPI):
 
     def __init__(self, model):
         # Its queue is asked again and again within the timeout: at 0 an idle worker burns a core.
-        super().__init__(max_batch_size=64, batch_timeout=0.001)
+        super().__init__(max_batch_size=64, batch_timeout=0.0)
         self.model = model
 
     def setup(self, device):
