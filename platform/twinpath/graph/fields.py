@@ -64,6 +64,7 @@ class Field:
             (op, utc_naive(bound)) for meta in metadata for op in _BOUNDS
             if (bound := getattr(meta, op, None)) is not None
         ]  # fmt: skip
+        self._looks_closer = bool(self.whole or self.bounds or self.choices is not None)
         plain = all(any(hasattr(m, op) for op in _BOUNDS) for m in metadata)
         #: Whether `failures` checks all that pydantic would check.
         self.vectorised = plain and self.type.dtype != "any"
@@ -81,6 +82,8 @@ class Field:
             return wrong
         if self.type.dtype == "str":
             return self._wrong_texts(values.tolist())
+        if values.dtype.kind == "f" and not self._looks_closer and np.isfinite(values).all():
+            return wrong
         missing = values != values if values.dtype.kind in "fM" else np.zeros(len(values), bool)
         if not self.optional:
             for i in np.flatnonzero(missing):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from twinpath.graph.columns import Columns, RowError, Rows
+from twinpath.graph.columns import Columns, RowError, Rows, positions
 from twinpath.graph.plan import INPUT, Names, Plan, Step
 
 
@@ -125,4 +125,4 @@ def gap_fill(plan: Plan, templates: Sequence[Frame]) -> Fill:
 
 def input_frame(columns: Columns, n: int, live: Names) -> Frame:
     """The frame of the graph's input."""
-    return Frame(np.arange(n), columns, dict.fromkeys(columns, INPUT)).only(live)
+    return Frame(positions(n), columns, dict.fromkeys(columns, INPUT)).only(live)

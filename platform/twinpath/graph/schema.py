@@ -215,11 +215,16 @@ class Schema:
         return errors
 
     def _column(self, field: Field, models: list[Any]) -> tuple[NDArray[Any], dict[int, str]]:
-        """The field of these models as an array, and positions whose whole number is too big."""
+        """The field of these models as an array, and positions whose value no column can hold."""
         values = [getattr(model, field.name) for model in models]
-        if field.choices is not None or field.type.dtype in ("any", "datetime64[us]"):
-            values = [plain_value(value) for value in values]
         beyond: dict[int, str] = {}
+        if field.choices is not None or field.type.dtype in ("any", "datetime64[us]"):
+            for i, value in enumerate(values):
+                try:
+                    values[i] = plain_value(value)
+                except OverflowError:
+                    beyond[i] = f"expected a time of the years 1 to 9999 in UTC, got {value}"
+                    values[i] = None
         if field.type.dtype in ("str", "any"):
             array = np.empty(len(values), dtype=object)
             for i, value in enumerate(values):

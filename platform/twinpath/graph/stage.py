@@ -232,6 +232,9 @@ class Executor:
     def collect(self, state: State) -> Outcome:
         """The graph's output, rows of early exits first."""
         wanted = tuple(self.plan.output_schema.fields)
+        simple = self._simply(state, wanted)
+        if simple is not None:
+            return simple
         frames = []
         taken = np.zeros(state.n, dtype=bool)
         for leaving in self.plan.exits:
@@ -266,6 +269,19 @@ class Executor:
             errors[row] = RowError(NodeContractError.code, text)
         return Outcome(state.n, columns, rows, errors, state.nodes_s)
 
+    def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:
+        """The output if all rows went one way and nothing failed, as nearly always."""
+        plan = self.plan
+        if plan.exits or len(plan.results) != 1 or state.errors or not state.n:
+            return None
+        frame = state.frames[plan.results[0]]
+        if len(frame.rows) != state.n:
+            return None
+        columns = self._output_columns(frame, wanted)
+        if plan.output_schema.check_output(columns):
+            return None
+        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s)
+
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
         defaults = schema.defaults()
@@ -291,7 +307,9 @@ class Executor:
 
     async def _step(self, step: Step, state: State) -> None:
         sources = [state.alive(state.frames[source]) for source in step.sources]
-        frame = merge(sources, step.id, gap_fill(self.plan, sources))
+        frame = sources[0]
+        if len(sources) > 1:
+            frame = merge(sources, step.id, gap_fill(self.plan, sources))
         if step.where is not None and len(frame.rows):
             # Rows are copied here: only what this node or a later one reads is worth it.
             needed = (

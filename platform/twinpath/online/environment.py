@@ -29,6 +29,10 @@ FAST_PATH: dict[str, str] = {
 }
 
 
+#: What Serve's option ``grpc_servicer_functions`` has to name for gRPC to be served.
+GRPC_SERVICES = "twinpath.online.grpc_door:add_to_server"
+
+
 def haproxy_files(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:
     """Variables that give an own HAProxy its files and ports, beside another on this machine."""
     return {

@@ -97,7 +97,11 @@ class ReplicaDoor:
         ask = frontend.ask(text, cycle.headers, len(cycle.body), peer[0] if peer else "")
 
         def reply(answer: Answer) -> None:
-            metrics.ended(text, answer.status, (time.monotonic() - ask.started_s) * 1000)
+            status = answer.status
+            metrics.ended(
+                text, str(status), (time.monotonic() - ask.started_s) * 1000,
+                refused=status >= 400, failed=status >= 500,
+            )  # fmt: skip
             answer.headers.append((b"x-request-id", ask.request_id))
             cycle.reply(answer)
 
@@ -105,13 +109,9 @@ class ReplicaDoor:
         frontend.begin(cycle.codec, request, ask, reply, cycle.is_gone)
 
     def _find_graph(self) -> bool:
-        """The graph's app, once it exists; the replica is left to Serve if it serves no graph."""
         replica = self._replica
-        wrapper = replica._user_callable_wrapper
-        if wrapper._run_user_code_in_separate_thread:
-            return False
-        graph = getattr(wrapper._callable, "_asgi_app", None)
-        if not isinstance(graph, GraphApp):
+        graph = graph_of(replica)
+        if graph is None:
             return False
         prefix = (replica._route_prefix or "").rstrip("/")
         self._metrics = ServeMetrics(replica)
@@ -122,10 +122,25 @@ class ReplicaDoor:
         return True
 
 
+def graph_of(replica: Any) -> GraphApp | None:
+    """The app of the graph that a replica serves, once it exists; None for any other app, and
+    where user code runs in a thread of its own."""
+    wrapper = replica._user_callable_wrapper
+    if wrapper._run_user_code_in_separate_thread:
+        return None
+    graph = getattr(wrapper._callable, "_asgi_app", None)
+    return graph if isinstance(graph, GraphApp) else None
+
+
+def is_replica(candidate: Any) -> bool:
+    """Whether it has every private name of Serve's replica that is read."""
+    known = ("_metrics_manager", "_user_callable_wrapper", "_deployment_id", "max_queued_requests")
+    return all(hasattr(candidate, name) for name in known)
+
+
 def _replica_behind(app: Any) -> Any:
     """The replica whose bound method the middlewares end at; None around anything else."""
     while hasattr(app, "_app"):
         app = app._app
     replica = getattr(app, "__self__", None)
-    known = ("_metrics_manager", "_user_callable_wrapper", "_deployment_id", "max_queued_requests")
-    return replica if all(hasattr(replica, name) for name in known) else None
+    return replica if is_replica(replica) else None

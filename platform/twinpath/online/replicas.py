@@ -12,6 +12,8 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import IngressArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.frontend import Frontend
+from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.metrics import GraphMetrics
 
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
@@ -21,8 +23,9 @@ REMOTE_MAX_INFLIGHT = 64
 PROBE_S = 1.0
 
 
-class Ingress:
-    """HTTP in, fused nodes in this process, calls to placed nodes with the columns of a batch."""
+class Ingress(GrpcMethods):
+    """HTTP and gRPC in, fused nodes in this process, calls to placed nodes with the columns of
+    a batch."""
 
     def __init__(self, plan: Plan, args: IngressArgs, handles: Mapping[str, Any]) -> None:
         self._plan, self._args = plan, args
@@ -57,7 +60,11 @@ class Ingress:
         metrics = GraphMetrics(self._plan.graph_name)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
+        self._app = app
         return app
+
+    def _frontend(self) -> Frontend:
+        return self._app.frontend
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""

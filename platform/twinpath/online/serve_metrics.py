@@ -17,28 +17,31 @@ class ServeMetrics:
     counters and latencies are handed over ten times a second.
     """
 
-    def __init__(self, replica: Any) -> None:
+    def __init__(self, replica: Any, protocol: str = "HTTP", method: str = "POST") -> None:
         from ray.serve._private.common import RequestMetadata, RequestProtocol
 
         self._manager = replica._metrics_manager
         self._application = replica._deployment_id.app_name
         self._deployment = replica._deployment_id.name
-        self._http = RequestProtocol.HTTP
+        self._protocol, self._method = RequestProtocol[protocol], method
         self._metadata = RequestMetadata(
             request_id="", internal_request_id="", is_direct_ingress=True,
-            _request_protocol=self._http,
+            _request_protocol=self._protocol,
         )  # fmt: skip
-        self._latencies_ms: dict[tuple[str, int], list[float]] = defaultdict(list)
+        self._latencies_ms: dict[tuple[str, str, bool, bool], list[float]] = defaultdict(list)
         self._due = False
 
     def began(self) -> None:
         """A request runs from now on."""
         self._manager.inc_num_ongoing_requests(self._metadata)
 
-    def ended(self, route: str, status: int, latency_ms: float) -> None:
-        """It was answered."""
+    def ended(
+        self, route: str, status: str, latency_ms: float, *, refused: bool, failed: bool
+    ) -> None:
+        """It was answered: ``refused`` if not with what it wanted, ``failed`` if that is the
+        server's fault."""
         self._manager.dec_num_ongoing_requests(self._metadata)
-        self._latencies_ms[route, status].append(latency_ms)
+        self._latencies_ms[route, status, refused, failed].append(latency_ms)
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
@@ -48,31 +51,31 @@ class ServeMetrics:
         self._due = False
         seen, self._latencies_ms = self._latencies_ms, defaultdict(list)
         manager = self._manager
-        for (route, status), latencies_ms in seen.items():
+        for (route, status, refused, failed), latencies_ms in seen.items():
             for latency_ms in latencies_ms:
                 manager._user_code_time_accumulator.add(latency_ms)
             manager._max_processing_latency_trackers[route].add(max(latencies_ms))
             observe_all(manager._processing_latency_tracker, latencies_ms, {"route": route})
-            if status >= 500:
-                tags = {"route": route, "exception_type": str(status)}
+            if failed:
+                tags = {"route": route, "exception_type": status}
                 manager._error_counter.inc(len(latencies_ms), tags=tags)
             else:
                 manager._request_counter.inc(len(latencies_ms), tags={"route": route})
-            if manager._should_emit_request_ingress_metrics(self._http):
-                self._ingress(route, status, latencies_ms)
+            if manager._should_emit_request_ingress_metrics(self._protocol):
+                self._ingress(route, status, refused, latencies_ms)
 
-    def _ingress(self, route: str, status: int, latencies_ms: list[float]) -> None:
-        ingress = self._manager._ingress_metrics[self._http]
+    def _ingress(self, route: str, status: str, refused: bool, latencies_ms: list[float]) -> None:
+        ingress = self._manager._ingress_metrics[self._protocol]
         given = {
             "route": route,
-            "method": "POST",
+            "method": self._method,
             "application": self._application,
-            "status_code": str(status),
+            "status_code": status,
         }
         tags = ingress.request_tags(**given)
         ingress.request_counter.inc(len(latencies_ms), tags=tags)
         observe_all(ingress.processing_latency_tracker, latencies_ms, tags)
-        if status >= 400:
+        if refused:
             tags = ingress.request_error_tags(**given)
             ingress.request_error_counter.inc(len(latencies_ms), tags=tags)
             tags = ingress.deployment_error_tags(**given, deployment=self._deployment)

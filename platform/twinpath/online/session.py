@@ -25,7 +25,7 @@ from typing import Any
 import psutil
 
 from twinpath.errors import TwinpathError
-from twinpath.online.environment import FAST_PATH, haproxy_files
+from twinpath.online.environment import FAST_PATH, GRPC_SERVICES, haproxy_files
 
 MARKER = "TWINPATH_SESSION"
 
@@ -50,7 +50,7 @@ class ServeSession:
         self._num_cpus = num_cpus
         ports = free_ports(6)
         self.gcs_port, self.dashboard_port = ports[0], ports[1]
-        self.http_port = http_port or ports[2]
+        self.http_port, self.grpc_port = http_port or ports[2], ports[5]
         # Short, because socket paths below it may have 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="tw-"))
         self.marker = uuid.uuid4().hex
@@ -104,7 +104,7 @@ class ServeSession:
         self.stop()
 
     def start(self) -> None:
-        """Start the head node and Serve's HTTP on ``http_port``."""
+        """Start the head node, and Serve with HTTP on ``http_port`` and gRPC on ``grpc_port``."""
         self.command(
             "ray", "start", "--head", f"--port={self.gcs_port}", f"--num-cpus={self._num_cpus}",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
@@ -115,7 +115,8 @@ class ServeSession:
         )  # fmt: skip
         self.command(
             "serve", "start", "--http-host=127.0.0.1", f"--http-port={self.http_port}",
-            f"--address=127.0.0.1:{self.gcs_port}",
+            f"--address=127.0.0.1:{self.gcs_port}", f"--grpc-port={self.grpc_port}",
+            f"--grpc-servicer-functions={GRPC_SERVICES}",
         )  # fmt: skip
 
     def command(

@@ -66,7 +66,7 @@ class InferCodec:
         self._datatypes = {name: datatype_of(kind) for name, kind in self._outputs.items()}
         self._head = {"model_name": plane.name, "model_version": plane.version}
         #: What is asked for when a request names no outputs.
-        self._all = [_Output(name) for name in self._outputs]
+        self._all = [Output(name) for name in self._outputs]
 
     def decode(self, request: Request) -> Call | Answer:
         """See `exchange.Codec`."""
@@ -77,14 +77,14 @@ class InferCodec:
         document, tail = _document(body, headers.get(HEADER_LENGTH))
         columns = self._plane.checked(self._columns(document, tail))
         parameters = _parameters(document)
-        wanted = self._wanted(document, parameters)
+        wanted = self.wanted(document, parameters)
         request_id = document.get("id")
         zipped = b"gzip" in headers.get(b"accept-encoding", b"")
 
         def encode(outcome: Outcome) -> Answer:
             return self._encode(outcome, wanted, request_id, zipped)
 
-        timeout_s, priority = _urgency(parameters) if parameters else (None, None)
+        timeout_s, priority = urgency(parameters) if parameters else (None, None)
         return Call(columns, encode, timeout_s, priority)
 
     def refuse(self, error: TwinpathError) -> Answer:
@@ -126,14 +126,15 @@ class InferCodec:
             columns[name] = to_column(name, kind, values)
         if tail is not None and at != len(tail):
             raise InputError(f"{len(tail) - at} bytes behind the last binary input: remove them")
-        _same_rows(columns)
+        same_rows(columns)
         return columns
 
-    def _wanted(self, document: dict[str, Any], parameters: Mapping[str, Any]) -> "list[_Output]":
+    def wanted(self, document: dict[str, Any], parameters: Mapping[str, Any]) -> "list[Output]":
+        """The outputs to give. Raises InputError for one that the graph does not have."""
         asked = document.get("outputs")
         binary = parameters.get("binary_data_output") is True
         if not asked:
-            return [_Output(o.name, True) for o in self._all] if binary else self._all
+            return [Output(o.name, True) for o in self._all] if binary else self._all
         if not isinstance(asked, list):
             raise MalformedBodyError('"outputs" must be a list of {"name"}')
         wanted = []
@@ -149,11 +150,11 @@ class InferCodec:
                 raise InputError(
                     f"output {name!r}: classification {top!r} must be a number of classes"
                 )
-            wanted.append(_Output(name, more.get("binary_data", binary) is True, top))
+            wanted.append(Output(name, more.get("binary_data", binary) is True, top))
         return wanted
 
     def _encode(
-        self, outcome: Outcome, wanted: "list[_Output]", request_id: Any, zipped: bool
+        self, outcome: Outcome, wanted: "list[Output]", request_id: Any, zipped: bool
     ) -> Answer:
         columns = whole(outcome)
         document: dict[str, Any] = dict(self._head)
@@ -175,7 +176,7 @@ class InferCodec:
             headers.append((b"content-encoding", b"gzip"))
         return Answer(200, body, media, headers)
 
-    def _tensor(self, output: "_Output", values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
+    def _tensor(self, output: "Output", values: NDArray[Any], tail: list[bytes]) -> dict[str, Any]:
         datatype = self._datatypes[output.name]
         if output.classes:
             values, datatype = classified(output.name, values, output.classes), "BYTES"
@@ -195,7 +196,7 @@ class InferCodec:
         return tensor
 
 
-class _Output:
+class Output:
     """One tensor that was asked for."""
 
     __slots__ = ("binary", "classes", "name")
@@ -290,7 +291,7 @@ def _parameters(holder: Mapping[str, Any]) -> Mapping[str, Any]:
     return given
 
 
-def _urgency(parameters: Mapping[str, Any]) -> tuple[float | None, Priority | None]:
+def urgency(parameters: Mapping[str, Any]) -> tuple[float | None, Priority | None]:
     """Seconds until the answer is of no use, and the priority: Triton's request parameters
     ``timeout`` (microseconds) and ``priority`` (1 is the highest, 0 the model's own)."""
     timeout, level = parameters.get("timeout"), parameters.get("priority")
@@ -307,7 +308,10 @@ def _urgency(parameters: Mapping[str, Any]) -> tuple[float | None, Priority | No
     return (timeout / 1e6 if timeout else None), priority
 
 
-def _same_rows(columns: Columns) -> None:
+def same_rows(columns: Columns) -> None:
+    """Raises InputError when columns differ in their number of rows."""
+    if not columns:
+        raise InputError("no inputs: send a tensor for each of the model's inputs")
     first, *others = columns.items()
     for name, values in others:
         if len(values) != len(first[1]):

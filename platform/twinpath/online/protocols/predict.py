@@ -3,8 +3,6 @@
 from typing import Any
 from urllib.parse import parse_qs
 
-import numpy as np
-import orjson
 from starlette.routing import BaseRoute
 
 from twinpath.errors import InputError, MalformedBodyError, TwinpathError, http_status_of
@@ -12,6 +10,7 @@ from twinpath.graph.columns import Outcome, RowError
 from twinpath.graph.local import after_validation
 from twinpath.online.dataplane import DataPlane
 from twinpath.online.exchange import Answer, Call, Codec, Request
+from twinpath.online.protocols.json_rows import RowReader, RowWriter, dumps
 
 
 class _WrongMediaError(InputError):
@@ -36,13 +35,15 @@ class PredictCodec:
     """``POST /<graph>/predict``: ``{"rows": [...]}`` in and out."""
 
     def __init__(self, plane: DataPlane) -> None:
-        self._plan = plane.plan
+        self._input = plane.plan.input_schema
+        self._reader = RowReader(self._input)
+        self._writer = RowWriter(plane.plan.output_schema)
 
     def decode(self, request: Request) -> Call | Answer:
         """See `exchange.Codec`."""
         _check_media(request.headers.get(b"content-type", b"application/json"))
         partial = _wants_partial(request.query)
-        checked = self._plan.input_schema.from_json_rows(request.body)
+        checked = self._reader.quick(request.body) or self._input.from_json_rows(request.body)
         if not len(checked.rows) or not (partial or checked.ok):
             return self._answer(checked, partial)
         return Call(
@@ -51,25 +52,21 @@ class PredictCodec:
 
     def refuse(self, error: TwinpathError) -> Answer:
         """See `exchange.Codec`."""
-        return Answer(error.http_status, orjson.dumps(_error(error.code, error.message)))
+        return Answer(error.http_status, dumps(_error(error.code, error.message)))
 
     def _answer(self, outcome: Outcome, partial: bool) -> Answer:
         if outcome.errors and not partial:
             first = outcome.errors[min(outcome.errors)]
             text = f"{len(outcome.errors)} of {outcome.n} rows failed; first: {first.message}"
             status = max(http_status_of(e.code) for e in outcome.errors.values())
-            return Answer(status, orjson.dumps(_error(first.code, text, outcome.errors)))
-        rows = self._plan.output_schema.to_rows(outcome.columns)
+            return Answer(status, dumps(_error(first.code, text, outcome.errors)))
+        rows = self._writer.rows(outcome.columns)
         if not partial:
-            return Answer(200, _dumps({"rows": rows}))
+            return Answer(200, dumps({"rows": rows}))
         spread: list[Any] = [None] * outcome.n
-        for position, row in zip(np.asarray(outcome.rows).tolist(), rows, strict=True):
+        for position, row in zip(outcome.rows.tolist(), rows, strict=True):
             spread[position] = row
-        return Answer(200, _dumps({"rows": spread, "errors": _row_errors(outcome.errors)}))
-
-
-def _dumps(document: Any) -> bytes:
-    return orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Answer(200, dumps({"rows": spread, "errors": _row_errors(outcome.errors)}))
 
 
 def _check_media(given: bytes) -> None:

@@ -1,0 +1,78 @@
+"""A served pair of graphs, and each client in its own environment."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+
+from twinpath.online.session import ServeSession
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+HOMES = ROOT / ".clients"
+
+
+@pytest.fixture(scope="session")
+def session() -> Iterator[ServeSession]:
+    applications = [
+        {
+            "name": name,
+            "route_prefix": f"/{name}",
+            "import_path": f"tests.protocol.graphs_for_tests:{name}_app",
+        }
+        for name in ("wide", "scores")
+    ]
+    with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT]) as running:
+        config = running.folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"applications": applications}))
+        running.deploy(config)
+        yield running
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[[str], Path]:
+    """The interpreter of a client's environment, made from its pins when they are new."""
+
+    def made(client: str) -> Path:
+        pins = ROOT / "requirements" / "clients" / f"{client}.txt"
+        home = HOMES / client
+        stamp = home / "pins.sha256"
+        wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
+        python = home / "bin" / "python"
+        if not stamp.exists() or stamp.read_text() != wanted:
+            pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(pins)]
+            for command in ([sys.executable, "-m", "venv", "--clear", str(home)], pip):
+                done = subprocess.run(
+                    command, capture_output=True, text=True, timeout=600, check=False
+                )
+                assert done.returncode == 0, done.stderr[-4000:]
+            stamp.write_text(wanted)
+        return python
+
+    return made
+
+
+@pytest.fixture
+def run_client(
+    session: ServeSession, environment: Callable[[str], Path]
+) -> Callable[[str, str], str]:
+    """Run a script of ``clients/`` in a client's environment; what it printed."""
+
+    def run(client: str, script: str) -> str:
+        done = subprocess.run(
+            [
+                str(environment(client)), str(HERE / "clients" / script),
+                f"127.0.0.1:{session.http_port}", f"127.0.0.1:{session.grpc_port}",
+            ],
+            capture_output=True, text=True, timeout=120, check=False,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return run
