@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -84,13 +84,15 @@ def publish(
     beside: Mapping[str, Any] | None = None,
     folder: Path | None = None,
     picture: bool = True,
+    shown: Sequence[Row] | None = None,
 ) -> Path:
     """Print the table, write ``results/NAME.json`` and ``NAME.png``; the JSON's path.
 
-    ``beside`` are further keys of the JSON document; without ``picture`` there is no plot.
+    ``beside`` are further keys of the JSON document; without ``picture`` there is no plot;
+    ``shown`` is what the table has, where all rows are too many.
     """
     table = Table("metric", "unit", "ours", "peer", "peer is", "ratio", "target", "met", title=name)
-    for row in rows:
+    for row in rows if shown is None else shown:
         met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met]
         table.add_row(
             row.metric, row.unit, f"{row.ours:,.4g}", f"{row.peer:,.4g}", row.peer_name,

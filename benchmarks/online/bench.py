@@ -1,5 +1,4 @@
-"""Online serving against Triton, five Python servers and stock Ray Serve: the same models and
-rows, behind each in turn.
+"""The same models behind Triton, five Python servers, stock Ray Serve, and Twinpath.
 
 A round takes one model after the other, and for each model starts every server once, asks it for
 known answers, loads it at every number of connections, and stops it: only one server runs at a

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import matplotlib as mpl
+from matplotlib.ticker import NullFormatter
 
 from benchmarks.online.figures import Measured
 from benchmarks.online.peers import OURS, SERVERS
@@ -12,6 +13,7 @@ _COLOURS = {
     "kserve": "#cf222e", "bentoml": "#d4679a", "mlflow": "#0a7e8c", "serve": "#8b949e",
 }  # fmt: skip
 _COLUMNS = 2
+_FLOOR = 10.0
 
 
 def plot(measured: Measured, rounds: int, path: Path) -> None:
@@ -39,7 +41,9 @@ def plot(measured: Measured, rounds: int, path: Path) -> None:
             labels = [_short(value) for value in values]
             panel.bar_label(bars, labels, fontsize=7, padding=2, rotation=90)
         panel.set_yscale("log")
-        panel.set_ylim(top=panel.get_ylim()[1] * 4)
+        # Bars on a logarithmic scale start where we say: at a power of ten, everywhere the same.
+        panel.set_ylim(_FLOOR, panel.get_ylim()[1] * 3)
+        panel.yaxis.set_minor_formatter(NullFormatter())
         panel.set_xticks(range(len(connections)), [str(c) for c in connections])
         panel.set_xlabel("connections", fontsize=9)
         panel.set_ylabel("req/s", fontsize=9)
@@ -53,7 +57,7 @@ def plot(measured: Measured, rounds: int, path: Path) -> None:
     figure.legend(
         patches, [SERVERS[name].title for name in shown], loc="outside upper center",
         ncols=min(len(shown), 4), frameon=False, fontsize=10,
-        title=f"requests a second, medians of {rounds} rounds (logarithmic scale)",
+        title=f"requests a second (logarithmic scale), medians over rounds: {rounds}",
     )  # fmt: skip
     figure.savefig(path, dpi=120)
     plt.close(figure)

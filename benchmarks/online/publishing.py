@@ -50,8 +50,11 @@ def run_and_publish(rounds: int | None, console: Console, choice: Choice) -> Pat
     measured = run(rounds, console, choice)
     found = rows(measured)
     folder = RESULTS if choice.whole else _PARTS
-    beside = notes(measured, rounds, choice.seconds)
-    path = publish("online", found, console, beside=beside, folder=folder, picture=False)
+    path = publish(
+        "online", found, console,
+        beside=notes(measured, rounds, choice.seconds), folder=folder, picture=False,
+        shown=[row for row in found if row.target],
+    )  # fmt: skip
     text = markdown(measured, found, rounds)
     path.with_suffix(".md").write_text(text)
     if measured.loads:

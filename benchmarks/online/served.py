@@ -36,8 +36,10 @@ def stock_serve(model: str, folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _session(import_path: str, model: str, folder: Path, *, fast_path: bool) -> Iterator[str]:
     config = folder / "app.yaml"
+    # No access logs in any server of this benchmark.
     config.write_text(
         f"applications:\n- name: bench\n  route_prefix: {_PREFIX}\n  import_path: {import_path}\n"
+        "  logging_config: {enable_access_log: false}\n"
     )
     try:
         with ServeSession(
