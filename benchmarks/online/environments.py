@@ -50,4 +50,4 @@ def _run(what: str, command: list[str]) -> None:
         raise PeerError(f"{what} took more than {_TIMEOUT_S} s") from None
     if done.returncode:
         lines = [line for line in done.stdout.splitlines() if line.startswith("ERROR")]
-        raise PeerError(f"{what} failed: {' '.join(lines[:2]) or done.stdout[-300:]}")
+        raise PeerError(f"{what} failed: {' '.join(lines[-2:])[-500:] or done.stdout[-500:]}")

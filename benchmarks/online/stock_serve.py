@@ -18,8 +18,9 @@ class Model:
     def __init__(self, name: str) -> None:
         self._predict = load(name)
 
-    # Its default waits 10 ms for 10 requests, which is slower here at every number of connections.
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.0)
+    # As it comes: up to 10 requests, for which it waits 10 ms. Up to 64 without waiting answer a
+    # lone connection sooner, but 32 connections more slowly.
+    @serve.batch
     async def predict(self, given: list[np.ndarray]) -> list[np.ndarray]:
         """Requests joined by Serve."""
         stops = np.cumsum([len(x) for x in given])[:-1]

@@ -12,7 +12,7 @@ class Api(ls.LitAPI):
     """Rows in, rows out, many requests at a time."""
 
     def __init__(self, model):
-        # Its queue is asked again and again within the timeout: at 0 an idle worker burns a core.
+        # Its default timeout: batches of what is waiting. Of 0, 1 and 5 ms the fastest here.
         super().__init__(max_batch_size=64, batch_timeout=0.0)
         self.model = model
 
