@@ -104,3 +104,24 @@ def test_the_command_line_starts_without_ray():
         [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": library}, timeout=60
     )
     assert done.returncode == 0
+
+
+def test_keys_are_made_listed_and_revoked(tmp_path: Path):
+    from twinpath.online.gateway.keys import ApiKeys, read_keys
+
+    runner, file = CliRunner(), tmp_path / "keys"
+    made = runner.invoke(app, ["keys", "new", str(file), "--principal", "ann", "--graph", "a"])
+    key = made.stdout.strip()
+    assert ApiKeys(file).principal(key.encode()).name == "ann"
+    runner.invoke(app, ["keys", "new", str(file), "--principal", "ben", "--days", "1"])
+    listed = runner.invoke(app, ["keys", "list", str(file)]).stdout
+    assert "ann" in listed
+    assert "ben" in listed
+    assert key not in listed
+    first = read_keys(file)[0].id
+    assert runner.invoke(app, ["keys", "revoke", str(file), first]).exit_code == 0
+    assert [record.principal for record in read_keys(file)] == ["ben"]
+    wrong = runner.invoke(app, ["keys", "revoke", str(file), first])
+    assert "no key" in str(wrong.exception)
+    bad = runner.invoke(app, ["keys", "new", str(file), "--principal", "x", "--priority", "top"])
+    assert bad.exit_code == 2

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from twinpath.cli.keys import keys
+from twinpath.cli.tls import dev_cert, edge
 from twinpath.errors import TwinpathError
 
 app = typer.Typer(
@@ -20,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+app.add_typer(keys, name="keys")
+app.command("dev-cert")(dev_cert)
+app.command("edge")(edge)
+
 GraphPath = Annotated[
     str, typer.Argument(metavar="MODULE:GRAPH", help="For example graphs.flights:graph.")
 ]
@@ -27,7 +33,8 @@ GraphPath = Annotated[
 
 def main() -> None:
     """Entry point of the ``twinpath`` command."""
-    app()
+    with _errors_as_text():
+        app()
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def _errors_as_text() -> Iterator[None]:
         console = Console(stderr=True, soft_wrap=True, highlight=False)
         console.print("error:", style="bold red", end=" ")
         console.print(f"{error} [{error.code}]", markup=False)
-        raise typer.Exit(2) from None
+        raise SystemExit(2) from None
 
 
 @app.command()

@@ -10,26 +10,30 @@ from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request as StarletteRequest
 from starlette.responses import HTMLResponse, JSONResponse
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 import twinpath
 from twinpath.errors import BodyTooLargeError
 from twinpath.graph.plan import Plan
 from twinpath.online import openapi, protocols
 from twinpath.online.batcher import Batcher
-from twinpath.online.dataplane import DataPlane
+from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Codec, Headers, Request
-from twinpath.online.frontend import Frontend, Gate
+from twinpath.online.frontend import Frontend
+from twinpath.online.gateway.args import CorsArgs, GatewayArgs
+from twinpath.online.gateway.build import build
+from twinpath.online.gateway.middleware import Guarded
 
 
 class GraphApp:
     """The app. ``routes`` are the protocols' own beside inference; ``close`` is awaited at
-    shutdown, after the last request. ``echo_request_id`` is off where the server around the app
-    already does it, as Serve does.
+    shutdown, after the last request. ``cors`` is about browsers of other origins.
+    ``echo_request_id`` is off where the server around the app already does it, as Serve does.
     """
 
     def __init__(
@@ -38,15 +42,32 @@ class GraphApp:
         routes: Sequence[BaseRoute] = (),
         close: Callable[[], Awaitable[None]] | None = None,
         *,
+        cors: CorsArgs | None = None,
         echo_request_id: bool = True,
     ) -> None:
         self.frontend = frontend
         self._plane = frontend.plane
         self._close, self._echo_request_id = close, echo_request_id
-        self._others = self._other_routes(routes)
+        self._others: ASGIApp = self._other_routes(routes)
+        if frontend.gate is not None:
+            self._others = Guarded(self._others, frontend.gate, self._ask)
+        self._entry: ASGIApp = self._handle
+        if cors is not None:
+            frontend.cors = True
+            self._entry = CORSMiddleware(
+                self._handle,
+                allow_origins=cors.allow_origins,
+                allow_methods=cors.allow_methods,
+                allow_headers=cors.allow_headers,
+                allow_credentials=cors.allow_credentials,
+                max_age=cors.max_age_s,
+            )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        await self._entry(scope, receive, send)
+
+    async def _handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
@@ -57,9 +78,13 @@ class GraphApp:
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
-        ask = self.frontend.ask(scope["path"], dict(scope["headers"]), 0, "")
-        echo = self._echo_request_id
-        await self._others(scope, receive, _with(ask.request_id, send) if echo else send)
+        if self._echo_request_id:
+            send = _with(self._ask(scope).request_id, send)
+        await self._others(scope, receive, send)
+
+    def _ask(self, scope: Scope) -> Ask:
+        peer = (scope.get("client") or ("",))[0]
+        return self.frontend.ask(scope["path"], dict(scope["headers"]), 0, peer)
 
     async def _infer(self, codec: Codec, scope: Scope, receive: Receive, send: Send) -> None:
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -175,16 +200,34 @@ def graph_app(
     batcher: Batcher,
     *,
     max_body_bytes: int,
-    gate: Gate | None = None,
+    gateway: GatewayArgs | None = None,
+    version: str = "1",
     unready: Callable[[], Awaitable[list[str]]] | None = None,
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
 ) -> GraphApp:
-    """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`."""
-    plane = DataPlane(plan, batcher, unready=unready, queue_timeout_s=queue_timeout_s)
+    """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
+    ``gateway`` no rule is applied."""
+    plane = DataPlane(
+        plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
+    )
+    gate = None if gateway is None else build(gateway, plan.graph_name)
+
+    async def end() -> None:
+        if close is not None:
+            await close()
+        if gate is not None:
+            await asyncio.to_thread(gate.close)
+
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
-    return GraphApp(frontend, protocols.routes(plane), close, echo_request_id=echo_request_id)
+    return GraphApp(
+        frontend,
+        protocols.routes(plane),
+        end,
+        cors=gateway.cors if gateway is not None else None,
+        echo_request_id=echo_request_id,
+    )
 
 
 _PAGES = ("GET /docs", "GET /openapi.json", "GET /healthz", "GET /readyz")

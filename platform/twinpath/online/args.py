@@ -1,39 +1,17 @@
 """The arguments of a served graph: a pydantic model made for it, in which typos are refused."""
 
-from collections.abc import Iterable
 from typing import Annotated, Any
 
 from pydantic import (
-    BaseModel,
     BeforeValidator,
-    ConfigDict,
     Field,
     create_model,
-    model_validator,
 )
 
-from twinpath.errors import did_you_mean
 from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.plan import Plan
-
-
-class Strict(BaseModel):
-    """A model that refuses unknown keys and says which one was probably meant."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, given: Any) -> Any:
-        _refuse_unknown(given, cls.model_fields)
-        return given
-
-
-def _refuse_unknown(given: Any, known: Iterable[str]) -> None:
-    names = list(known)
-    for key in given if isinstance(given, dict) else ():
-        if key not in names:
-            raise ValueError(f"unknown key {key!r}.{did_you_mean(str(key), names)}")
+from twinpath.online.gateway.args import GatewayArgs
+from twinpath.online.strict import Strict, refuse_unknown
 
 
 class NodeArgs(Strict):
@@ -64,9 +42,11 @@ class IngressArgs(NodeArgs):
 
 
 class GraphArgs(Strict):
-    """Base of the argument models of all graphs."""
+    """Base of the argument models of all graphs. ``version`` is what clients see as the model's."""
 
     ingress: IngressArgs = IngressArgs()
+    gateway: GatewayArgs = GatewayArgs()
+    version: str = Field("1", pattern=r"^[\w.\-]+$")
     nodes: dict[str, NodeArgs | None] = {}
 
 
@@ -75,7 +55,7 @@ def args_model(plan: Plan) -> type[GraphArgs]:
     names = [step.name for step in plan.steps if step.node is not None]
 
     def known(given: Any) -> Any:
-        _refuse_unknown(given, names)
+        refuse_unknown(given, names)
         return given
 
     nodes = Annotated[dict[str, NodeArgs | None], BeforeValidator(known)]

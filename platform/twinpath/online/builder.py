@@ -59,4 +59,4 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         ray_actor_options=plan.placement.ray_actor_options(),
         **serve_scaling(plan.placement.replicas),
     )
-    return ingress.bind(plan, args.ingress, handles)
+    return ingress.bind(plan, args, handles)

@@ -43,6 +43,8 @@ class Ask:
     principal: str | None = None
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
+    #: No request may have a higher one, whatever it asks for.
+    max_priority: Priority = Priority.HIGH
     started_s: float = field(default_factory=time.monotonic)
     timing: Timing | None = None
 

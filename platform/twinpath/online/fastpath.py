@@ -77,6 +77,7 @@ class ReplicaDoor:
         if (
             codec is None
             or _TIMEOUT_HEADER in headers
+            or (b"origin" in headers and self._frontend is not None and self._frontend.cors)
             or replica.max_queued_requests != -1
             or replica._http_options.request_timeout_s
             or replica._http_options.root_path

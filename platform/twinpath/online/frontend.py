@@ -9,6 +9,7 @@ import itertools
 import logging
 import math
 import os
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
@@ -20,6 +21,8 @@ from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
 
 _LOG = logging.getLogger(__name__)
+#: An id that may go into headers and logs as it is.
+_VISIBLE = re.compile(rb"^[!-~]{1,128}$")
 #: A request with this header is told in Server-Timing where its time went.
 TIMING_HEADER = b"x-server-timing"
 
@@ -54,6 +57,8 @@ class Frontend:
         self.plane, self.codecs = plane, codecs
         self.max_body_bytes = max_body_bytes
         self.gate = gate
+        #: Whether requests of browsers have to pass the app's CORS middleware.
+        self.cors = False
         #: Told of every request and the status of its answer, for metrics.
         self.observe: Callable[[Ask, int], None] | None = None
         self._ids = itertools.count()
@@ -64,7 +69,7 @@ class Frontend:
     def ask(self, path: str, headers: Mapping[bytes, bytes], body_bytes: int, peer: str) -> Ask:
         """What the gateway's rules see of a request over HTTP."""
         request_id = headers.get(b"x-request-id")
-        if request_id is None:
+        if request_id is None or not _VISIBLE.match(request_id):
             request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
         return Ask(
             graph=self.plane.name,
@@ -155,7 +160,7 @@ class Exchange:
                 asked_s = ask.started_s + call.timeout_s
                 ask.deadline_s = min(ask.deadline_s or asked_s, asked_s)
             if call.priority is not None:
-                ask.priority = min(ask.priority, call.priority)
+                ask.priority = min(ask.max_priority, call.priority)
             if frontend.gate is not None:
                 frontend.gate.admit_rows(ask)
             self._call = call

@@ -9,10 +9,12 @@ from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
 from twinpath.online.app import GraphApp, graph_app
-from twinpath.online.args import IngressArgs
+from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.frontend import Frontend
+from twinpath.online.gateway.args import GatewayArgs
+from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.metrics import GraphMetrics
 
@@ -27,8 +29,10 @@ class Ingress(GrpcMethods):
     """HTTP and gRPC in, fused nodes in this process, calls to placed nodes with the columns of
     a batch."""
 
-    def __init__(self, plan: Plan, args: IngressArgs, handles: Mapping[str, Any]) -> None:
+    def __init__(self, plan: Plan, given: GraphArgs, handles: Mapping[str, Any]) -> None:
+        args = given.ingress
         self._plan, self._args = plan, args
+        self._gateway, self._version = given.gateway, given.version
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
             step.name: handles[step.name]
@@ -48,10 +52,13 @@ class Ingress(GrpcMethods):
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
+        await _refuse_public(self._gateway)
         app = graph_app(
             self._plan,
             self._batcher,
             max_body_bytes=self._args.max_body_bytes,
+            gateway=self._gateway,
+            version=self._version,
             unready=self._unready,
             queue_timeout_s=self._args.queue_timeout_s,
             close=self._close,
@@ -121,6 +128,15 @@ class PlacedNode:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
             self._runner.teardown()
+
+
+async def _refuse_public(gateway: GatewayArgs) -> None:
+    """Raises ConfigError if Serve listens on an address that the gateway does not guard."""
+    from ray.serve.context import _get_global_client
+
+    client = _get_global_client()
+    options = await client._controller.get_http_config.remote()
+    refuse_public(options.host, gateway)
 
 
 def _settle() -> None:

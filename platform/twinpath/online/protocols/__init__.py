@@ -4,10 +4,10 @@ from starlette.routing import BaseRoute
 
 from twinpath.online.dataplane import DataPlane
 from twinpath.online.exchange import Codec
-from twinpath.online.protocols import oip_model, predict
+from twinpath.online.protocols import mlflow_scoring, oip_model, predict, tf_serving
 
 #: Every protocol that a graph is served over, by HTTP.
-PROTOCOLS = (predict, oip_model)
+PROTOCOLS = (predict, oip_model, tf_serving, mlflow_scoring)
 
 
 def codecs(plane: DataPlane) -> dict[str, Codec]:

@@ -53,12 +53,13 @@ def checked_shape(name: str, datatype: Any, shape: Any) -> int:
     """The number of elements. Raises InputError for a datatype or shape that makes no sense."""
     if datatype not in _KNOWN:
         raise InputError(f"tensor {name!r}: datatype {datatype!r} is none of {', '.join(NUMPY)}")
-    elements = 1
+    elements = extent = 1  # the extent counts empty dimensions too: numpy limits it
     whole = isinstance(shape, list | tuple) and 0 < len(shape) <= 32
     for size in shape if whole else ():
         whole = whole and type(size) is int and 0 <= size <= _MAX_ELEMENTS
         elements *= size if whole else 0
-    if not whole or elements > _MAX_ELEMENTS:
+        extent *= (size or 1) if whole else 0
+    if not whole or extent > _MAX_ELEMENTS:
         raise InputError(
             f"tensor {name!r}: shape {str(shape)[:80]}: expected a list of whole numbers, rows "
             f"first, of {_MAX_ELEMENTS} elements at most"

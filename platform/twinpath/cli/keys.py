@@ -1,0 +1,58 @@
+"""``twinpath keys``: the file of hashed API keys that a served graph's gateway reads."""
+
+import datetime as dt
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+keys = typer.Typer(help="API keys of the gateway, hashed in a file.", no_args_is_help=True)
+_File = Annotated[Path, typer.Argument(help="the file that args.gateway.api_keys names")]
+
+
+@keys.command()
+def new(
+    file: _File,
+    principal: Annotated[str, typer.Option(help="who will use it")],
+    graph: Annotated[list[str] | None, typer.Option(help="a graph it opens; default all")] = None,
+    priority: Annotated[str, typer.Option(help="low, normal or high, at most")] = "normal",
+    days: Annotated[float | None, typer.Option(help="until it expires; default never")] = None,
+) -> None:
+    """Make a key and print it, once: the file holds only its hash."""
+    from twinpath.online.gateway.keys import new_key, read_keys, write_keys
+
+    if priority not in ("low", "normal", "high"):
+        raise typer.BadParameter(f"priority {priority!r}: expected low, normal or high")
+    expires = None if days is None else dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+    key, record = new_key(principal, tuple(graph or ["*"]), priority, expires)  # type: ignore[arg-type]  # checked above
+    write_keys(file, [*(read_keys(file) if file.exists() else []), record])
+    typer.echo(key)
+
+
+@keys.command("list")
+def show(file: _File) -> None:
+    """List the keys of a file; the keys themselves are nowhere."""
+    from twinpath.online.gateway.keys import read_keys
+
+    table = Table("id", "principal", "graphs", "priority", "expires")
+    for record in read_keys(file):
+        expires = record.expires.isoformat(timespec="minutes") if record.expires else "never"
+        graphs = ", ".join(record.graphs)
+        table.add_row(record.id, record.principal, graphs, record.priority, expires)
+    Console().print(table)
+
+
+@keys.command()
+def revoke(file: _File, key_id: Annotated[str, typer.Argument(help="from `keys list`")]) -> None:
+    """Take a key out; servers stop accepting it within a second."""
+    from twinpath.errors import ConfigError, did_you_mean
+    from twinpath.online.gateway.keys import read_keys, write_keys
+
+    records = read_keys(file)
+    kept = [record for record in records if record.id != key_id]
+    if len(kept) == len(records):
+        known = did_you_mean(key_id, [record.id for record in records])
+        raise ConfigError(f"no key {key_id!r} in {file}.{known}")
+    write_keys(file, kept)

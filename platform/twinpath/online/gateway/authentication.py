@@ -1,0 +1,76 @@
+"""Who asks: API keys and JWTs. One of the authenticators has to know the caller."""
+
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twinpath.errors import AccessError, ForbiddenError
+from twinpath.online.dataplane import Ask
+from twinpath.online.policy import Priority
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """A known caller: which graphs it may use (``*`` is all), until when (Unix time, seconds),
+    and how urgent its requests may be."""
+
+    name: str
+    graphs: frozenset[str]
+    expires_s: float | None = None
+    max_priority: Priority = Priority.HIGH
+
+    def may_use(self, graph: str) -> bool:
+        """Whether the graph is within its scopes."""
+        return graph in self.graphs or "*" in self.graphs
+
+
+class Authenticator(Protocol):
+    """Knows callers by one kind of credentials."""
+
+    def reads(self, credentials: bytes) -> bool:
+        """Whether they are of its kind."""
+
+    def principal(self, credentials: bytes) -> Principal | Awaitable[Principal]:
+        """Who that is. Raises AccessError."""
+
+
+class Authentication:
+    """Rule: the caller is known and may use this graph."""
+
+    def __init__(self, authenticators: Sequence[Authenticator]) -> None:
+        self._authenticators = authenticators
+
+    def admit(self, ask: Ask) -> Awaitable[None] | None:
+        """Raises AccessError or ForbiddenError; fills in ``ask.principal``."""
+        credentials = _credentials(ask.headers)
+        if credentials is None:
+            raise AccessError(
+                "no credentials: send 'Authorization: Bearer <key or token>' or 'X-API-Key: <key>'"
+            )
+        for authenticator in self._authenticators:
+            if authenticator.reads(credentials):
+                found = authenticator.principal(credentials)
+                if isinstance(found, Principal):
+                    _let_in(ask, found)
+                    return None
+                return _when(found, ask)
+        raise AccessError("these credentials are of no kind that is accepted here")
+
+
+async def _when(found: Awaitable[Principal], ask: Ask) -> None:
+    _let_in(ask, await found)
+
+
+def _let_in(ask: Ask, principal: Principal) -> None:
+    ask.principal = principal.name
+    ask.max_priority = principal.max_priority
+    if not principal.may_use(ask.graph):
+        raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
+
+
+def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
+    key = headers.get(b"x-api-key")
+    if key is not None:
+        return key
+    given = headers.get(b"authorization", b"")
+    return given[7:].strip() if given[:7].lower() == b"bearer " else None

@@ -1,0 +1,56 @@
+"""The gateway around any ASGI app: the pages and metadata beside inference."""
+
+import math
+from collections.abc import Callable
+
+import orjson
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from twinpath.errors import RetryLaterError, TwinpathError
+from twinpath.online.dataplane import Ask
+from twinpath.online.exchange import Headers
+from twinpath.online.frontend import Gate
+
+#: Probes have no credentials; these say nothing but whether the server is there.
+OPEN_PATHS = ("/healthz", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready")
+
+
+class Guarded:
+    """ASGI middleware: a request that the gateway refuses does not reach the app."""
+
+    def __init__(self, app: ASGIApp, gate: Gate, ask: Callable[[Scope], Ask]) -> None:
+        self._app, self._gate, self._ask = app, gate, ask
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        root = scope.get("root_path", "")
+        path = scope.get("path", "")
+        path = path[len(root) :] if path.startswith(root) else path
+        if scope["type"] != "http" or path in OPEN_PATHS:
+            await self._app(scope, receive, send)
+            return
+        ask = self._ask(scope)
+        try:
+            pending = self._gate.admit(ask)
+            if pending is not None:
+                await pending
+        except TwinpathError as error:
+            await _refuse(error, send)
+            self._gate.done(ask, error.http_status, error.code)
+            return
+        await self._app(scope, receive, send)
+        self._gate.done(ask, 200, "ok")
+
+
+async def _refuse(error: TwinpathError, send: Send) -> None:
+    body = orjson.dumps({"error": {"code": error.code, "message": error.message}})
+    headers: Headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    if isinstance(error, RetryLaterError):
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+    if error.http_status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": error.http_status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
