@@ -1,14 +1,17 @@
 """``python -m benchmarks list`` and ``python -m benchmarks run NAME [--rounds N]``."""
 
 import argparse
+from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks import offline_flights, online_fused
+from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
 
-ALL = {"online_fused": online_fused, "offline_flights": offline_flights}
+ALL = {"online_fused": online_fused, "offline_flights": offline_flights, "online": bench}
+ROUNDS = 3
 
 
 def main() -> None:
@@ -20,7 +23,11 @@ def main() -> None:
     run = commands.add_parser("run", help="run one benchmark, or --all")
     run.add_argument("name", nargs="?", choices=sorted(ALL))
     run.add_argument("--all", action="store_true")
-    run.add_argument("--rounds", type=int, default=3, help="alternated rounds (default 3)")
+    run.add_argument(
+        "--rounds", type=int,
+        help=f"alternated rounds (default {ROUNDS}; online: {publishing.ROUNDS})",
+    )  # fmt: skip
+    publishing.options(run)
     given = parser.parse_args()
     console = Console()
     if not console.is_terminal:
@@ -31,9 +38,17 @@ def main() -> None:
         return
     if bool(given.name) == given.all:
         parser.error("name one benchmark, or pass --all")
+    choice = publishing.chosen(given)
+    if given.name != "online" and not choice.whole:
+        parser.error("--only, --peers, --connections and --seconds are the online benchmark's")
     for name in ALL if given.all else (given.name,):
-        path = publish(name, ALL[name].run(given.rounds, console), console)
-        console.print(f"written: {path}")
+        console.print(f"written: {_run(name, given.rounds, console, choice)}")
+
+
+def _run(name: str, rounds: int | None, console: Console, choice: bench.Choice) -> Path:
+    if name == "online":
+        return publishing.run_and_publish(rounds, console, choice)
+    return publish(name, ALL[name].run(rounds or ROUNDS, console), console)
 
 
 if __name__ == "__main__":

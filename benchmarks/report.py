@@ -5,6 +5,7 @@ import json
 import os
 import platform
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -75,26 +76,42 @@ def machine() -> dict[str, Any]:
     }
 
 
-def publish(name: str, rows: list[Row], console: Console) -> Path:
-    """Print the table, write ``results/NAME.json`` and ``NAME.png``; the JSON's path."""
+def publish(
+    name: str,
+    rows: list[Row],
+    console: Console,
+    *,
+    beside: Mapping[str, Any] | None = None,
+    folder: Path | None = None,
+    picture: bool = True,
+    shown: Sequence[Row] | None = None,
+) -> Path:
+    """Print the table, write ``results/NAME.json`` and ``NAME.png``; the JSON's path.
+
+    ``beside`` are further keys of the JSON document; without ``picture`` there is no plot;
+    ``shown`` is what the table has, where all rows are too many.
+    """
     table = Table("metric", "unit", "ours", "peer", "peer is", "ratio", "target", "met", title=name)
-    for row in rows:
+    for row in rows if shown is None else shown:
         met = {None: "", True: "[green]yes[/]", False: "[red]no[/]"}[row.met]
         table.add_row(
             row.metric, row.unit, f"{row.ours:,.4g}", f"{row.peer:,.4g}", row.peer_name,
             f"{row.ratio:.3g}", row.target or "", met,
         )  # fmt: skip
     console.print(table)
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+    folder = folder or RESULTS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     document = {
         "name": name,
         "date": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "machine": machine(),
         "rows": [row.as_dict() for row in rows],
+        **(beside or {}),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
-    plot(name, rows, path.with_suffix(".png"))
+    if picture:
+        plot(name, rows, path.with_suffix(".png"))
     return path
 
 

@@ -4,17 +4,27 @@ import json
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+#: Requests are written out before the clock starts, from a file, since bodies may be binary.
 _SCRIPT = """
-local bodies = {%s}
+local sizes = {%s}
+local requests = {}
 local at = 0
 wrk.method = "POST"
-wrk.headers["content-type"] = "application/json"
+%s
+init = function(args)
+  local file = assert(io.open("%s", "rb"))
+  for i, size in ipairs(sizes) do
+    requests[i] = wrk.format(nil, nil, nil, file:read(size))
+  end
+  file:close()
+end
 request = function()
-  at = at %% #bodies + 1
-  return wrk.format(nil, nil, nil, bodies[at])
+  at = at %% #requests + 1
+  return requests[at]
 end
 done = function(summary, latency, requests)
   io.write(string.format('\\nRESULT {"requests":%%d,"duration_us":%%d,"bad":%%d,' ..
@@ -23,6 +33,7 @@ done = function(summary, latency, requests)
     latency:percentile(50), latency:percentile(99)))
 end
 """
+_JSON = {"content-type": "application/json"}
 
 
 @dataclass(frozen=True)
@@ -35,16 +46,33 @@ class Load:
     bad: int
 
 
-def load(url: str, bodies: list[bytes], connections: int, duration_s: float) -> Load:
-    """POST the bodies in turn. Raises SystemExit when wrk is not installed."""
+def script(bodies: list[bytes], headers: Mapping[str, str], file: Path) -> str:
+    """The Lua script that asks with these bodies, which it finds in ``file``."""
+    sizes = ", ".join(str(len(body)) for body in bodies)
+    lines = (
+        f"wrk.headers[{json.dumps(name)}] = {json.dumps(value)}" for name, value in headers.items()
+    )
+    return _SCRIPT % (sizes, "\n".join(lines), file)
+
+
+def load(
+    url: str,
+    bodies: list[bytes],
+    connections: int,
+    duration_s: float,
+    headers: Mapping[str, str] = _JSON,
+) -> Load:
+    """POST the bodies in turn for a whole number of seconds: wrk reads no other. Raises SystemExit
+    when wrk is not installed."""
     if shutil.which("wrk") is None:
         raise SystemExit("wrk is not installed; it is Debian's package: apt-get install wrk")
-    quoted = ", ".join("[==[" + body.decode() + "]==]" for body in bodies)
     with tempfile.TemporaryDirectory() as folder:
-        script = Path(folder) / "post.lua"
-        script.write_text(_SCRIPT % quoted)
+        file = Path(folder) / "bodies"
+        file.write_bytes(b"".join(bodies))
+        post = Path(folder) / "post.lua"
+        post.write_text(script(bodies, headers, file))
         done = subprocess.run(
-            ["wrk", "-t1", f"-c{connections}", f"-d{duration_s:g}s", "-s", str(script), url],
+            ["wrk", "-t1", f"-c{connections}", f"-d{duration_s:g}s", "-s", str(post), url],
             capture_output=True, text=True, timeout=duration_s + 60, check=True,
         )  # fmt: skip
     found = json.loads(done.stdout.split("RESULT ")[1])

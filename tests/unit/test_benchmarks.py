@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from benchmarks import report
+from benchmarks import report, wrk
 from benchmarks.report import Row, publish
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +56,7 @@ def test_the_list_names_what_can_be_run():
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "online_fused", "offline_flights",
+        "online_fused", "offline_flights", "online",
     ]  # fmt: skip
 
 
@@ -66,3 +67,87 @@ def test_the_results_that_are_kept_have_the_promised_form(path: Path):
     for row in found["rows"]:
         assert set(row) == KEYS
         assert row["ratio"] == pytest.approx(row["ours"] / row["peer"])
+
+
+def test_the_load_tool_asks_with_bodies_that_are_no_text(tmp_path: Path):
+    text = wrk.script([b"\x00]==]", b"\n"], {"X-Length": "3"}, tmp_path / "bodies")
+    assert "local sizes = {5, 1}" in text
+    assert 'wrk.headers["X-Length"] = "3"' in text
+    assert str(tmp_path / "bodies") in text
+
+
+@pytest.mark.parametrize("rows", [1, 64])
+def test_binary_tensors_are_a_json_header_and_raw_numbers(rows: int):
+    from benchmarks.online.forms import FORMS
+
+    x = np.arange(rows * 3, dtype=np.float64).reshape(rows, 3)
+    body, headers = FORMS["oip-binary"].encode(x)
+    length = int(headers["Inference-Header-Content-Length"])
+    [tensor] = json.loads(body[:length])["inputs"]
+    assert (tensor["shape"], tensor["parameters"]) == ([rows, 3], {"binary_data_size": rows * 12})
+    assert np.array_equal(np.frombuffer(body[length:], "<f4"), x.ravel())
+    answer = json.dumps({"outputs": [{"name": "y", "shape": [rows, 3]}]}).encode()
+    sized = {"Inference-Header-Content-Length": str(len(answer))}
+    assert np.array_equal(FORMS["oip-binary"].decode(sized, answer + body[length:]), x)
+
+
+@pytest.mark.parametrize(
+    ("form", "answer"),
+    [
+        ("oip", {"outputs": [{"name": "y", "shape": [2, 1], "data": [0.5, 1]}]}),
+        ("plain", {"y": [[0.5], [1]]}),
+        ("bentoml", [[0.5], [1]]),
+        ("mlflow", {"predictions": [[0.5], [1]]}),
+    ],
+)
+def test_every_form_of_an_answer_is_read_as_the_same_numbers(form: str, answer: object):
+    from benchmarks.online.forms import FORMS
+
+    body = json.dumps(answer).encode()
+    assert FORMS[form].decode({}, body).tolist() == [[0.5], [1]]
+
+
+def _measured():
+    figures = pytest.importorskip("benchmarks.online.figures", exc_type=ImportError)
+    found = figures.Measured()
+    for server, speed in (("twinpath", 9000), ("triton", 8000), ("litserve", 1000), ("serve", 500)):
+        for connections in (32, 128):
+            for per_s in (speed - 1, speed, speed + 1000):
+                found.add("tabular", server, connections, wrk.Load(per_s, 3.0, 9.0, 0))
+    found.failures["bentoml", "tabular"] = "the server ended: 1"
+    return figures, found
+
+
+def test_the_online_benchmark_takes_medians_and_sets_the_targets_that_were_named():
+    figures, found = _measured()
+    aimed = {(r.unit, r.peer_name): (r.ratio, r.met) for r in figures.rows(found) if r.target}
+    assert aimed == {
+        ("req/s", "Triton 2.51"): (9000 / 8000, True),
+        ("ms (p99)", "Triton 2.51"): (1, True),
+        ("req/s", "stock Ray Serve 2.60"): (18, True),
+        ("req/s", "best Python peer (LitServe 0.2.19)"): (9, True),
+        ("req/s", "Twinpath at 32"): (1, True),
+    }
+
+
+def test_a_server_that_failed_stands_in_the_table_and_in_the_document():
+    figures, found = _measured()
+    text = figures.markdown(found, figures.rows(found), 3)
+    assert "| BentoML 1.4.39 | failed | failed |" in text
+    assert "- BentoML 1.4.39, tabular: `the server ended: 1`" in text
+    assert figures.notes(found, 3, 4)["failures"] == [
+        {"server": "BentoML 1.4.39", "model": "tabular", "reason": "the server ended: 1"}
+    ]
+
+
+def test_bad_answers_stand_in_the_table():
+    figures, found = _measured()
+    found.add("tabular", "triton", 32, wrk.Load(8000, 3.0, 9.0, 7))
+    assert ", 7 bad |" in figures.markdown(found, [], 3)
+
+
+def test_every_peer_with_an_environment_has_every_package_pinned():
+    for pins in sorted((ROOT / "benchmarks" / "online" / "peers").glob("*.txt")):
+        lines = [line for line in pins.read_text().splitlines() if not line.startswith("#")]
+        assert lines
+        assert all(line.count("==") == 1 for line in lines), pins.name

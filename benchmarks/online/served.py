@@ -1,0 +1,54 @@
+"""Servers of the benchmark on Ray: ours, and stock Serve. Each has a Ray of its own."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.online.environments import PeerError
+from graphs.flights_model.schema import DIRECTORY_VARIABLE, flights_dir
+from twinpath.errors import TwinpathError
+from twinpath.online.session import ServeSession
+
+ROOT = Path(__file__).resolve().parents[2]
+_PREFIX = "/bench"
+
+
+@contextlib.contextmanager
+def twinpath(model: str, folder: Path) -> Iterator[str]:
+    """Our graph of the model, as ``serve deploy`` serves it; its inference URL."""
+    if model == "flights":
+        where, path = "benchmarks.fused_graph:app", "/predict"
+    else:
+        where, path = f"benchmarks.online.graphs:{model}", f"/v2/models/{model}/infer"
+    with _session(where, model, folder, fast_path=True) as url:
+        yield url + path
+
+
+@contextlib.contextmanager
+def stock_serve(model: str, folder: Path) -> Iterator[str]:
+    """The model on Serve without anything of ours; its URL."""
+    flights = model == "flights"
+    where = "benchmarks.fused_graph:stock" if flights else "benchmarks.online.stock_serve:app"
+    with _session(where, model, folder, fast_path=False) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def _session(import_path: str, model: str, folder: Path, *, fast_path: bool) -> Iterator[str]:
+    config = folder / "app.yaml"
+    # No access logs in any server of this benchmark.
+    config.write_text(
+        f"applications:\n- name: bench\n  route_prefix: {_PREFIX}\n  import_path: {import_path}\n"
+        "  logging_config: {enable_access_log: false}\n"
+    )
+    try:
+        with ServeSession(
+            num_cpus=8,
+            fast_path=fast_path,
+            pythonpath=[ROOT / "platform", ROOT],
+            env={DIRECTORY_VARIABLE: str(flights_dir()), "BENCHMARK_MODEL": model},
+        ) as session:
+            session.deploy(config)
+            yield session.url + _PREFIX
+    except TwinpathError as error:
+        raise PeerError(str(error)[-1500:]) from None
