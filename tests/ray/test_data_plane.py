@@ -152,6 +152,16 @@ def test_the_audit_log_names_who_asked(served: Served):
     assert served.key not in path.read_text()
 
 
+def test_a_model_is_unloaded_on_every_replica_and_loaded_again(served: Served):
+    with served.client("fused") as client:
+        infer = "/v2/models/fused/infer"
+        assert client.post("/v2/repository/models/fused/unload").status_code == 200
+        refused = [client.post(infer, json=OIP).status_code for _ in range(6)]
+        assert client.post("/v2/repository/models/fused/load").status_code == 200
+        accepted = [client.post(infer, json=OIP).status_code for _ in range(6)]
+    assert (set(refused), set(accepted)) == ({503}, {200})
+
+
 def test_hostile_bytes_harm_nobody(served: Served):
     port = served.session.http_port
 

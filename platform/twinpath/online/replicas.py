@@ -5,6 +5,7 @@ import gc
 from collections.abc import Mapping
 from typing import Any
 
+from twinpath.errors import TwinpathError
 from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
@@ -70,8 +71,27 @@ class Ingress(GrpcMethods):
         metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
+        app.frontend.plane.switch = self._switch
         self._app = app
         return app
+
+    def set_loaded(self, loaded: bool) -> bool:
+        """Take this replica's graph in or out of service; called on all replicas at once."""
+        self._app.frontend.plane.loaded = loaded
+        return loaded
+
+    async def _switch(self, loaded: bool) -> None:
+        """The same for every running replica; this one is among them."""
+        from ray import serve
+
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        for _ in range(50):  # a new handle has to learn of the replicas first
+            told = await handle.broadcast("set_loaded", loaded).results_async(timeout_s=5)
+            if told:
+                return
+            await asyncio.sleep(0.1)
+        raise TwinpathError("no replica could be told: try again")
 
     def _frontend(self) -> Frontend:
         return self._app.frontend
