@@ -10,6 +10,7 @@ import httpx
 import pytest
 import yaml
 
+from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.session import ServeSession
 
 HERE = Path(__file__).parent
@@ -22,6 +23,8 @@ class Served:
 
     def __init__(self, session: ServeSession) -> None:
         self.session = session
+        #: An API key for the application `guarded`.
+        self.key = ""
         #: What is deployed now.
         self.applications: list[dict[str, Any]] = []
         self._auth = {"Authorization": f"Bearer {session.marker}"}
@@ -46,12 +49,17 @@ class Served:
 
     def counted(self, app: str, route: str) -> int:
         """Requests that Serve's metrics count for a route of an application."""
+        wanted = ("ray_serve_deployment_request_counter", f'"{app}"', f'"{route}"')
+        counts = [line for line in self.metrics() if all(part in line for part in wanted)]
+        return sum(int(float(line.rpartition(" ")[2])) for line in counts)
+
+    def metrics(self) -> list[str]:
+        """What Prometheus would read from the node."""
         found = self.session.folder / "prom_metrics_service_discovery.json"
         [target, *_] = json.loads(found.read_text())[0]["targets"]
-        wanted = ("ray_serve_deployment_request_counter", f'"{app}"', f'"{route}"')
-        lines = httpx.get(f"http://{target}/metrics", timeout=30).text.splitlines()
-        counts = [line for line in lines if all(part in line for part in wanted)]
-        return sum(int(float(line.rpartition(" ")[2])) for line in counts)
+        return (
+            httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text.splitlines()
+        )
 
     def replicas(self, app: str, deployment: str) -> int:
         """How many replicas of a deployment are running."""
@@ -82,11 +90,22 @@ def served() -> Iterator[Served]:
     """All test graphs, deployed and ready; one more `fused` has a placed node by its config."""
     placed = application("fused", nodes={"double": {"num_cpus": 0.1}})
     placed |= {"name": "placed", "route_prefix": "/placed"}
+    tight = application("tight", ingress={"num_cpus": 0.1, "max_queue_rows": 2})
     paths = [ROOT / "platform", ROOT, HERE]
     with ServeSession(num_cpus=8, pythonpath=paths) as session:
         served = Served(session)
-        served.deploy([*(application(graph) for graph in GRAPHS), placed])
-        for graph in (*GRAPHS, "placed"):
+        key, record = new_key("ann", ("fused",))
+        served.key = key
+        write_keys(session.folder / "keys", [record])
+        gateway = {
+            "api_keys": str(session.folder / "keys"),
+            "limits": {"rate": "1000/second"},
+            "audit_log": str(session.folder / "audit.jsonl"),
+        }
+        guarded = application("fused", gateway=gateway)
+        guarded |= {"name": "guarded", "route_prefix": "/guarded"}
+        served.deploy([*(application(graph) for graph in GRAPHS), placed, tight, guarded])
+        for graph in (*GRAPHS, "placed", "tight", "guarded"):
             session.wait_until_ready(f"/{graph}/readyz")
         yield served
     assert session.processes() == []

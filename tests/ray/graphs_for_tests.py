@@ -114,6 +114,12 @@ with shared as number:
     shared.output(Slow(1.0).on(num_cpus=0.1)(number, name="slow"))
 shared_app = shared.app
 
+#: One row at a time in the ingress itself, with a short queue: easily too much.
+tight = Graph("tight", input=Number, output=Answer, batch=Batch(max_size=1))
+with tight as number:
+    tight.output(Slow(0.3)(number))
+tight_app = tight.app
+
 
 def __getattr__(name: str) -> Any:
     # Built when asked for, so that importing the graphs does not import Ray.

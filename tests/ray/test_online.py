@@ -131,6 +131,9 @@ def test_requests_are_counted_by_serve(served: Served):
         for x in range(20):
             assert predict(client, "fused", x + 20).status_code == 200
     until(lambda: served.counted("fused", "/fused/fused/predict") >= 20, 60, "20 requests counted")
+    lines = [line for line in served.metrics() if 'graph="fused"' in line]
+    for name in ("requests_total", "queue_seconds_count", "batch_rows_bucket", "node_seconds_sum"):
+        assert any(line.startswith(f"ray_twinpath_{name}{{") for line in lines), name
 
 
 def test_a_burst_scales_a_placed_node_up_and_idleness_scales_it_down(served: Served):

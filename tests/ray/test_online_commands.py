@@ -61,7 +61,10 @@ def test_serve_build_describes_the_application_that_the_builder_makes(served: Se
 
 @pytest.mark.parametrize(
     ("argument", "says"),
-    [("ingres=1", "Did you mean 'ingress'?"), ("whatever=1", "Known: 'ingress', 'nodes'")],
+    [
+        ("ingres=1", "Did you mean 'ingress'?"),
+        ("whatever=1", "Known: 'gateway', 'ingress', 'nodes', 'version'"),
+    ],
 )
 def test_an_unknown_argument_is_refused_with_what_was_meant(
     served: Served, argument: str, says: str

@@ -20,9 +20,6 @@ FAST_PATH: dict[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # One in a thousand requests is logged to syslog, not each.
     "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000",
-    # Ray's OpenTelemetry exporter replays every observation of a histogram in Python, in the
-    # dashboard's agent: at 5,000 req/s it takes most of a core. The older one does not.
-    "RAY_enable_open_telemetry": "0",
     # Ray runs workers at niceness 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -59,8 +59,8 @@ class Frontend:
         self.gate = gate
         #: Whether requests of browsers have to pass the app's CORS middleware.
         self.cors = False
-        #: Told of every request and the status of its answer, for metrics.
-        self.observe: Callable[[Ask, int], None] | None = None
+        #: Told of every request, the status of its answer and its seconds, for metrics.
+        self.observe: Callable[[Ask, int, float], None] | None = None
         self._ids = itertools.count()
         self._id_prefix = os.urandom(6).hex()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
@@ -217,7 +217,7 @@ class Exchange:
             answer.headers += frontend.gate.headers(ask)
             frontend.gate.done(ask, answer.status, code)
         if frontend.observe is not None:
-            frontend.observe(ask, answer.status)
+            frontend.observe(ask, answer.status, total_s)
         if TIMING_HEADER in ask.headers:
             answer.headers.append(
                 (b"server-timing", _server_timing(timing, total_s, self._decode_s, encode_s))

@@ -1,63 +1,100 @@
 """Prometheus metrics of a served graph, through Ray's exporter: one table of them.
 
-Ray prefixes every name with ``ray_`` and adds the labels of its own defaults. Values are kept and
-handed to Ray ten times a second, which costs a request a fraction of what one call does.
+Ray prefixes every name with ``ray_``. Its own histograms are replayed observation by observation in
+the agent of each node (Ray 2.60, ``record_histogram_aggregated_batch``), which at thousands of
+requests a second takes most of a core. Ours are kept here, exactly, and set as the cumulative
+``_bucket``, ``_sum`` and ``_count`` series that Prometheus makes of a histogram:
+``histogram_quantile(0.99, rate(ray_twinpath_queue_seconds_bucket[1m]))`` works as ever.
 """
 
 import asyncio
-from collections import Counter, defaultdict
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 from twinpath.online.batcher import Timing
 from twinpath.online.dataplane import Ask
 
-FLUSH_S = 0.1
+FLUSH_S = 1.0
 
-_SECONDS = [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30]
-_ROWS = [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384]
+_SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
+_ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
-#: Name → (kind, buckets, labels beside ``graph``, what it says).
-TABLE: dict[str, tuple[str, list[float], tuple[str, ...], str]] = {
-    "twinpath_requests": (
-        "counter", [], ("transport", "status"), "Inference requests answered.",
-    ),
-    "twinpath_rows": ("counter", [], (), "Rows that were run."),
-    "twinpath_queue_seconds": (
-        "histogram", _SECONDS, (), "Time that a request waited for its batch.",
-    ),
-    "twinpath_batch_rows": ("histogram", [float(n) for n in _ROWS], (), "Rows of a batch."),
-    "twinpath_batch_seconds": ("histogram", _SECONDS, (), "Time that a batch ran."),
-    "twinpath_node_seconds": (
-        "histogram", _SECONDS, ("node",), "Time that a node took in a batch.",
-    ),
-}  # fmt: skip
+#: Name → (labels beside ``graph`` and ``replica``, what it says).
+COUNTERS = {
+    "twinpath_requests": (("transport", "status"), "Inference requests answered."),
+    "twinpath_rows": ((), "Rows that were run."),
+}
+#: Name → (upper bounds of the buckets, label, what it says).
+HISTOGRAMS: dict[str, tuple[tuple[float, ...], tuple[str, ...], str]] = {
+    "twinpath_request_seconds": (_SECONDS, (), "Time from a whole request to its answer."),
+    "twinpath_queue_seconds": (_SECONDS, (), "Time that a request waited for its batch."),
+    "twinpath_batch_rows": (_ROWS, (), "Rows of a batch."),
+    "twinpath_batch_seconds": (_SECONDS, (), "Time that a batch ran."),
+    "twinpath_node_seconds": (_SECONDS, ("node",), "Time that a node took in a batch."),
+}
+
+
+class Buckets:
+    """One histogram: counts by bucket, not yet cumulative, and the sum of what was observed."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Add a value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, int]]:
+        """Prometheus' ``le`` label → how many values are at most that."""
+        bounds = [*(f"{bound:g}" for bound in self.bounds), "+Inf"]
+        found, so_far = [], 0
+        for bound, count in zip(bounds, self.counts, strict=True):
+            so_far += count
+            found.append((bound, so_far))
+        return found
 
 
 class GraphMetrics:
-    """The metrics of `TABLE` for one graph in one replica."""
+    """The metrics of one graph in one replica. ``make`` makes a gauge or counter by kind, name,
+    text and labels; Ray's by default."""
 
-    def __init__(self, graph: str) -> None:
-        from ray.util import metrics
-
-        self._graph = graph
-        self._metrics: dict[str, Any] = {}
-        for name, (kind, buckets, labels, text) in TABLE.items():
-            made = (
-                metrics.Counter(name, text, tag_keys=("graph", *labels))
-                if kind == "counter"
-                else metrics.Histogram(name, text, buckets, tag_keys=("graph", *labels))
-            )
-            self._metrics[name] = made.set_default_tags({"graph": graph})
-        self._values: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(list)
+    def __init__(
+        self, graph: str, replica: str, make: Callable[[str, str, str, tuple[str, ...]], Any]
+    ) -> None:
+        self._fixed = {"graph": graph, "replica": replica}
+        both = ("graph", "replica")
+        self._counters = {
+            name: make("Counter", name, text, (*both, *labels))
+            for name, (labels, text) in COUNTERS.items()
+        }
+        self._gauges = {
+            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, (*both, *labels, *more))
+            for name, (_, labels, text) in HISTOGRAMS.items()
+            for part, more in (("bucket", ("le",)), ("sum", ()), ("count", ()))
+        }
         self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        self._buckets = {
+            (name, ""): Buckets(bounds)
+            for name, (bounds, labels, _) in HISTOGRAMS.items()
+            if not labels
+        }
+        self._request = self._buckets["twinpath_request_seconds", ""]
+        self._queue = self._buckets["twinpath_queue_seconds", ""]
         self._due = False
 
-    def request(self, ask: Ask, status: int) -> None:
+    def request(self, ask: Ask, status: int, total_s: float) -> None:
         """A request was answered."""
         self._counts["twinpath_requests", (ask.transport, str(status))] += 1
+        self._request.observe(total_s)
         if ask.timing is not None:
-            self._values["twinpath_queue_seconds", ()].append(ask.timing.queue_s)
+            self._queue.observe(ask.timing.queue_s)
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_later(FLUSH_S, self.flush)
@@ -65,33 +102,32 @@ class GraphMetrics:
     def batch(self, timing: Timing) -> None:
         """A batch was run."""
         self._counts["twinpath_rows", ()] += timing.batch_rows
-        self._values["twinpath_batch_rows", ()].append(timing.batch_rows)
-        self._values["twinpath_batch_seconds", ()].append(timing.run_s)
+        self._buckets["twinpath_batch_rows", ""].observe(timing.batch_rows)
+        self._buckets["twinpath_batch_seconds", ""].observe(timing.run_s)
         for node, seconds in timing.nodes_s.items():
-            self._values["twinpath_node_seconds", (node,)].append(seconds)
+            found = self._buckets.get(("twinpath_node_seconds", node))
+            if found is None:
+                found = self._buckets["twinpath_node_seconds", node] = Buckets(_SECONDS)
+            found.observe(seconds)
 
     def flush(self) -> None:
-        """Hand everything to Ray."""
+        """Hand everything to the exporter."""
         self._due = False
-        for (name, labels), count in self._counts.items():
-            self._metrics[name].inc(count, tags=self._tags(name, labels))
-        for (name, labels), values in self._values.items():
-            observe_all(self._metrics[name], values, self._tags(name, labels))
+        for (name, values), count in self._counts.items():
+            labels = dict(zip(COUNTERS[name][0], values, strict=True))
+            self._counters[name].inc(count, tags=self._fixed | labels)
         self._counts.clear()
-        self._values.clear()
+        for (name, value), buckets in self._buckets.items():
+            tags = self._fixed | (dict.fromkeys(HISTOGRAMS[name][1], value))
+            series = buckets.cumulative()
+            for bound, count in series:
+                self._gauges[f"{name}_bucket"].set(count, tags=tags | {"le": bound})
+            self._gauges[f"{name}_count"].set(series[-1][1], tags=tags)
+            self._gauges[f"{name}_sum"].set(buckets.total, tags=tags)
 
-    def _tags(self, name: str, labels: tuple[str, ...]) -> dict[str, str]:
-        return dict(zip(TABLE[name][2], labels, strict=True))
 
+def ray_metric(kind: str, name: str, text: str, labels: tuple[str, ...]) -> Any:
+    """One of Ray's metrics; for `GraphMetrics`."""
+    from ray.util import metrics
 
-def observe_all(histogram: Any, values: Sequence[float], tags: dict[str, str]) -> None:
-    """``histogram.observe`` for each value, with the tags put together and checked once."""
-    if not values:
-        return
-    histogram.observe(values[0], tags=tags)
-    recorder = getattr(histogram, "_metric", None)
-    if recorder is None:  # Ray discards this metric
-        return
-    final = histogram._get_final_tags(tags)
-    for value in values[1:]:
-        recorder.record(value, tags=final)
+    return getattr(metrics, kind)(name, text, tag_keys=labels)

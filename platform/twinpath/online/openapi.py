@@ -10,6 +10,7 @@ from pydantic.json_schema import models_json_schema
 
 from twinpath.errors import MissingExtraError
 from twinpath.graph.plan import Plan
+from twinpath.online import openapi_protocols
 
 _ERROR_SCHEMA: dict[str, Any] = {
     "type": "object",
@@ -39,9 +40,12 @@ _ROW_ERROR_SCHEMA: dict[str, Any] = {
 }
 _FAILURES = {
     "400": "the body is empty or is not JSON rows",
-    "413": "the body is over the limit",
+    "401": "no valid credentials, where they are asked for",
+    "403": "the credentials do not open this graph",
+    "413": "the body or its number of rows is over the limit",
     "415": "the body is not JSON",
     "422": "a row does not fit the input model, or a node could not compute it",
+    "429": "the caller's own limit is reached; retry after Retry-After seconds",
     "500": "a node broke its contract, or an unexpected error",
     "503": "the queue is full; retry after Retry-After seconds",
     "504": "the rows waited too long and were not run",
@@ -62,6 +66,10 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
     if example:
         rows_in["examples"] = [{"rows": [example]}]
     rows_out = _rows(models[(answer, "serialization")], required=["rows"])
+    rows_out["properties"]["rows"]["items"] = {
+        "anyOf": [models[(answer, "serialization")], {"type": "null"}],
+        "description": "null for a row that failed, only with on_error=partial",
+    }
     rows_out["properties"]["errors"] = {
         "type": "array",
         "items": {"$ref": "#/components/schemas/RowError"},
@@ -98,6 +106,7 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
             f"/{plan.graph_name}/predict": {"post": predict},
             "/healthz": {"get": {"summary": "Is the process alive?", **probe}},
             "/readyz": {"get": {"summary": "Can it answer?", **probe}},
+            **openapi_protocols.paths(plan),
         },
         "components": {"schemas": schemas},
     }

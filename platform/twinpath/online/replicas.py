@@ -16,7 +16,7 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
-from twinpath.online.metrics import GraphMetrics
+from twinpath.online.metrics import GraphMetrics, ray_metric
 
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
@@ -64,7 +64,10 @@ class Ingress(GrpcMethods):
             close=self._close,
             echo_request_id=False,
         )
-        metrics = GraphMetrics(self._plan.graph_name)
+        from ray import serve
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         self._app = app

@@ -79,7 +79,7 @@ def _check_media(given: bytes) -> None:
 def _wants_partial(query: bytes) -> bool:
     if not query:
         return False
-    asked = parse_qs(query.decode("latin-1"))
+    asked = parse_qs(query.decode("latin-1"), keep_blank_values=True)
     value = asked.get("on_error", ["fail"])[-1]
     if value not in ("fail", "partial"):
         raise MalformedBodyError(f"on_error={value!r}: expected 'fail' or 'partial'")

@@ -1,0 +1,184 @@
+"""The data plane on a real Serve, behind HAProxy: overload, deadlines, gateway, hostile bytes."""
+
+import json
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from conftest import Served, until
+
+from twinpath.online.gateway.keys import new_key, read_keys, write_keys
+from twinpath.online.protocols import oip_pb2 as pb
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
+BODY = {"rows": [{"x": 2.0}]}
+OIP = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [2.0]}]}
+
+
+def timed(served: Served, app: str, graph: str, **headers: str) -> tuple[httpx.Response, float]:
+    started_s = time.monotonic()
+    with served.client(app) as client:
+        answer = client.post(f"/{graph}/predict", json=BODY, headers=headers)
+    return answer, time.monotonic() - started_s
+
+
+def rows_run(served: Served, app: str, graph: str) -> int:
+    with served.client(app) as client:
+        stats = client.get(f"/v2/models/{graph}/stats").json()["model_stats"][0]
+    count: int = stats["inference_count"]
+    return count
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "wanted"),
+    [
+        ("/predict", BODY, {"y": 5.0, "label": "none"}),
+        ("/v2/models/fused/infer", OIP, 5.0),
+        ("/v1/models/fused:predict", {"instances": [{"x": 2.0}]}, {"y": 5.0, "label": "none"}),
+        ("/invocations", {"dataframe_records": [{"x": 2.0}]}, {"y": 5.0, "label": "none"}),
+    ],
+)
+def test_every_protocol_answers_the_same(served: Served, path: str, body: Any, wanted: Any):
+    with served.client("fused") as client:
+        answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    found = answer.json()
+    rows = found.get("rows") or found.get("predictions") or found["outputs"][0]["data"]
+    assert rows == [wanted]
+
+
+def test_too_many_are_refused_at_once_and_told_when_to_come_back(served: Served):
+    timed(served, "tight", "tight")  # from then on a slow node is known to be slow, and runs aside
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda _: timed(served, "tight", "tight"), range(12)))
+    accepted = [answer for answer, _ in answers if answer.status_code == 200]
+    refused = [(answer, s) for answer, s in answers if answer.status_code == 503]
+    assert len(accepted) + len(refused) == 12
+    assert 2 <= len(accepted) <= 5
+    for answer, seconds in refused:
+        assert int(answer.headers["retry-after"]) >= 1
+        assert answer.json()["error"]["code"] == "overloaded"
+        assert seconds < 0.3, "a refusal does not wait for the queue"
+
+
+def test_rows_beyond_their_deadline_are_never_run(served: Served):
+    before = rows_run(served, "tight", "tight")
+    with ThreadPoolExecutor(2) as pool:
+        running = pool.submit(timed, served, "tight", "tight")
+        time.sleep(0.1)
+        late, seconds = timed(served, "tight", "tight", **{"x-request-timeout-ms": "100"})
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
+        assert 0.09 < seconds < 0.28, "as soon as the deadline passes, while another runs"
+        assert running.result()[0].status_code == 200
+    assert timed(served, "tight", "tight")[0].status_code == 200
+    assert rows_run(served, "tight", "tight") == before + 2
+
+
+def test_low_priorities_are_shed_first(served: Served):
+    with ThreadPoolExecutor(4) as pool:
+        running = pool.submit(timed, served, "tight", "tight")
+        time.sleep(0.1)
+        low = [
+            pool.submit(timed, served, "tight", "tight", **{"x-request-priority": "low"})
+            for _ in range(2)
+        ]
+        time.sleep(0.1)
+        high, _ = timed(served, "tight", "tight", **{"x-request-priority": "high"})
+        assert high.status_code == 200
+        assert running.result()[0].status_code == 200
+        assert sorted(each.result()[0].status_code for each in low) == [200, 503]
+
+
+def test_nobody_passes_the_gateway_without_a_key(served: Served):
+    with served.client("guarded") as client:
+        for path, body in (("/fused/predict", BODY), ("/v2/models/fused/infer", OIP)):
+            assert client.post(path, json=body).status_code == 401
+            wrong = client.post(path, json=body, headers={"x-api-key": "tp_x_y"})
+            assert wrong.status_code == 401
+            right = client.post(path, json=body, headers={"x-api-key": served.key})
+            assert right.status_code == 200
+        assert client.get("/v2/models/fused").status_code == 401
+        assert client.get("/readyz").status_code == 200
+
+
+def test_the_gateway_has_the_same_rules_for_grpc(served: Served):
+    request = pb.ModelInferRequest(model_name="fused")
+    request.inputs.add(name="x", datatype="FP64", shape=[1]).contents.fp64_contents.append(2.0)
+    with grpc.insecure_channel(f"127.0.0.1:{served.session.grpc_port}") as channel:
+        infer = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        application = ("application", "guarded")
+        with pytest.raises(grpc.RpcError) as refused:
+            infer(request, metadata=(application,))
+        assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED
+        answer = infer(request, metadata=(application, ("x-api-key", served.key)))
+        assert answer.model_name == "fused"
+
+
+def test_keys_rotate_while_it_serves(served: Served):
+    path = served.session.folder / "keys"
+    records = read_keys(path)
+    key, record = new_key("ben", ("fused",))
+
+    def status(given: str) -> int:
+        with served.client("guarded") as client:
+            headers = {"x-api-key": given}
+            return client.post("/fused/predict", json=BODY, headers=headers).status_code
+
+    assert status(key) == 401
+    write_keys(path, [*records, record])
+    until(lambda: status(key) == 200, 10, "the new key opens")
+    write_keys(path, records)
+    until(lambda: status(key) == 401, 10, "the key that was taken out does not")
+    assert status(served.key) == 200
+
+
+def test_the_audit_log_names_who_asked(served: Served):
+    with served.client("guarded") as client:
+        headers = {"x-api-key": served.key, "x-request-id": "for-the-audit"}
+        client.post("/fused/predict", json=BODY, headers=headers)
+    path = served.session.folder / "audit.jsonl"
+    until(lambda: "for-the-audit" in path.read_text(), 10, "the line is written")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    [line] = [line for line in lines if line["request_id"] == "for-the-audit"]
+    assert (line["principal"], line["status"], line["rows"]) == ("ann", 200, 1)
+    assert served.key not in path.read_text()
+
+
+def test_hostile_bytes_harm_nobody(served: Served):
+    port = served.session.http_port
+
+    def opened(sent: bytes) -> socket.socket:
+        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
+        connection.sendall(sent)
+        return connection
+
+    start = b"POST /fused/predict HTTP/1.1\r\nhost: x\r\n"
+    slow = [opened(start + b"x-slow: ") for _ in range(150)]
+    endless = [opened(start + b"content-length: 100\r\n\r\n{") for _ in range(150)]
+    for each in (
+        start + b"x-huge: " + b"a" * 100_000 + b"\r\n\r\n",
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10 + b"\r\n\r\n",
+        b"POST / HTTP/9.9\r\n\r\n",
+        start + b"content-length: -1\r\n\r\n",
+        start + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        b"GET /" + b"%" * 5000 + b" HTTP/1.1\r\n\r\n",
+    ):
+        with opened(each) as connection:
+            answer = connection.recv(200)
+            assert not answer.startswith(b"HTTP/1.1 5"), (each[:40], answer)
+    with served.client("fused") as client:
+        for connection in slow[:20]:
+            connection.sendall(b"a")
+            assert client.post("/fused/predict", json=BODY).status_code == 200
+    for connection in (*slow, *endless):
+        connection.close()
+    with served.client("fused") as client:
+        assert client.post("/fused/predict", json=BODY).status_code == 200
