@@ -18,7 +18,7 @@ from benchmarks.online.environments import PeerError
 from benchmarks.online.figures import CONNECTIONS, Measured
 from benchmarks.online.peers import SERVERS, Server
 from benchmarks.online.workloads import WORKLOADS, Workload, asked, check
-from benchmarks.wrk import load
+from benchmarks.wrk import Load, load
 from graphs.flights_model.schema import flights_dir
 from graphs.flights_model.train import ensure as ensure_flights
 
@@ -26,6 +26,9 @@ SECONDS = 4
 _WARM_UP_S = 2
 _WARM_UP_CONNECTIONS = 8
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+#: Workload, connections, and what was measured.
+_Cell = tuple[str, int, Load]
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,10 @@ class Choice:
 
 
 def run(rounds: int, console: Console, choice: Choice) -> Measured:
-    """Every chosen server at every chosen workload, ``rounds`` times. A server that cannot be
-    installed, started or believed is noted with the reason, and not tried again for that model.
+    """Every chosen server at every chosen workload, ``rounds`` times.
+
+    A server that cannot be installed, started or believed is tried a second time, then noted with
+    the reason and left out of that model's further rounds.
     """
     trained = environments.folder() / "models"
     models.train(trained)
@@ -71,24 +76,35 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
                 if model not in server.models or (name, model) in measured.failures:
                     continue
                 with console.status(f"round {number + 1} of {rounds}: {server.title}, {model}"):
-                    try:
-                        _measure(name, server, model, workloads, choice, measured)
-                    except PeerError as error:
-                        measured.failures[name, model] = str(error)
-                        console.print(f"[red]{server.title}, {model}:[/] {error}", markup=True)
-                    else:
-                        _tell(console, measured, name, workloads, choice.connections)
+                    found, reason = _tried(server, model, workloads, choice)
+                if reason:
+                    measured.failures[name, model] = reason
+                    console.print(f"{server.title}, {model}: {reason}", style="red", markup=False)
+                for workload, connections, result in found:
+                    measured.add(workload, name, connections, result)
+                _tell(console, measured, name, workloads, choice.connections)
     return measured
 
 
+def _tried(
+    server: Server, model: str, workloads: Sequence[Workload], choice: Choice
+) -> tuple[list[_Cell], str]:
+    """Its cells, or why there are none, after a second try."""
+    reason = ""
+    for _ in range(2):
+        try:
+            return _measure(server, model, workloads, choice), ""
+        except PeerError as error:
+            reason = str(error)
+        except Exception as error:  # an hour's run is not lost for one server's surprise
+            reason = f"{type(error).__name__}: {error}"
+    return [], reason
+
+
 def _measure(
-    name: str,
-    server: Server,
-    model: str,
-    workloads: Sequence[Workload],
-    choice: Choice,
-    measured: Measured,
-) -> None:
+    server: Server, model: str, workloads: Sequence[Workload], choice: Choice
+) -> list[_Cell]:
+    found: list[_Cell] = []
     with tempfile.TemporaryDirectory() as folder, server.serve(model, Path(folder)) as url:
         for workload in workloads:
             form = server.binary if workload.binary else server.form
@@ -98,10 +114,9 @@ def _measure(
             given = asked(workload, form)
             load(url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
             for connections in choice.connections:
-                measured.add(
-                    workload.name, name, connections,
-                    load(url, given.bodies, connections, choice.seconds, given.headers),
-                )  # fmt: skip
+                result = load(url, given.bodies, connections, choice.seconds, given.headers)
+                found.append((workload.name, connections, result))
+    return found
 
 
 def _tell(

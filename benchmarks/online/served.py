@@ -49,6 +49,9 @@ def _session(import_path: str, model: str, folder: Path, *, fast_path: bool) -> 
             env={DIRECTORY_VARIABLE: str(flights_dir()), "BENCHMARK_MODEL": model},
         ) as session:
             session.deploy(config)
+            if fast_path:
+                # Serve calls it running somewhat before HAProxy knows the way to it.
+                session.wait_until_ready(f"{_PREFIX}/readyz")
             yield session.url + _PREFIX
     except TwinpathError as error:
         raise PeerError(str(error)[-1500:]) from None

@@ -140,6 +140,24 @@ def test_a_server_that_failed_stands_in_the_table_and_in_the_document():
     ]
 
 
+def test_a_server_that_does_not_start_is_tried_twice_and_noted(monkeypatch, tmp_path: Path):
+    bench = pytest.importorskip("benchmarks.online.bench", exc_type=ImportError)
+    tries = []
+
+    def serve(model: str, folder: Path):
+        tries.append(model)
+        raise bench.PeerError("no such wheel")
+
+    monkeypatch.setattr(bench, "SERVERS", {"x": bench.Server("X", serve, "oip")})
+    monkeypatch.setattr(bench.models, "train", lambda folder: None)
+    monkeypatch.setattr(bench.os, "environ", {})
+    monkeypatch.setenv("BENCHMARK_PEERS", str(tmp_path))
+    choice = bench.Choice(("echo",), ("x",), (1,), 1)
+    found = bench.run(3, Console(quiet=True), choice)
+    assert found.failures == {("x", "echo"): "no such wheel"}
+    assert tries == ["echo", "echo"]
+
+
 def test_bad_answers_stand_in_the_table():
     figures, found = _measured()
     found.add("tabular", "triton", 32, wrk.Load(8000, 3.0, 9.0, 7))
