@@ -379,3 +379,53 @@ def test_no_bytes_break_the_binary_decoder(datatype: str, shape: list[int], raw:
     except TwinpathError:
         return
     assert list(values.shape) == shape
+
+
+class Pair(BaseModel):
+    x: Annotated[NDArray[Any], Tensor("float32[2]")]
+    k: Annotated[NDArray[Any], Tensor("int16[1]")]
+
+
+class Everything(BaseModel):
+    x: Annotated[NDArray[Any], Tensor("float32[2]")]
+    k: Annotated[NDArray[Any], Tensor("int16[1]")]
+    note: str
+    size: float
+
+
+class Describe(Node):
+    inputs = {"x": "float32[2]"}
+    outputs = {"note": "str", "size": "float64"}
+
+    def predict(self, columns: Columns) -> Columns:
+        notes = np.array([f"{row}" for row in columns["x"].tolist()], dtype=object)
+        return {"note": notes, "size": columns["x"].sum(1, dtype=np.float64)}
+
+
+PAIRS = app_of("pairs", Pair, Everything, Describe())
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.floats(width=32), st.floats(width=32), st.integers(-(2**15), 2**15 - 1)),
+        min_size=1, max_size=4,
+    )
+)  # fmt: skip
+async def test_the_plain_way_answers_byte_for_byte_like_the_other(rows: list[Any]):
+    finite = [[x if np.isfinite(x) else 0.5, y if np.isfinite(y) else 0.5, k] for x, y, k in rows]
+    inputs = [
+        tensor("x", "FP32", [len(rows), 2], [v for x, y, _ in finite for v in (x, y)]),
+        tensor("k", "INT16", [len(rows), 1], [k for *_, k in finite]),
+    ]
+    path = "/v2/models/pairs/infer"
+    async with client(PAIRS) as session:
+        headers = {"accept-encoding": ""}
+        del session.headers["accept-encoding"]
+        plain = await session.post(path, json={"inputs": inputs})
+        outputs = [{"name": name} for name in ("x", "k", "note", "size")]
+        other = await session.post(
+            path, json={"inputs": inputs, "outputs": outputs}, headers=headers
+        )
+    assert plain.status_code == other.status_code == 200
+    assert plain.content == other.content

@@ -50,6 +50,11 @@ class Schema:
         """Column name → type."""
         return {name: field.type for name, field in self._fields.items()}
 
+    @property
+    def only_tensors(self) -> bool:
+        """Whether of every column nothing but its dtype and shape is checked."""
+        return self._tensors is not None
+
     def defaults(self) -> dict[str, Any]:
         """Column name → value of the fields that need not be given."""
         infos = self.model.model_fields.items()
