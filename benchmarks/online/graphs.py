@@ -5,8 +5,8 @@ from typing import Annotated, Any
 from numpy.typing import NDArray
 from pydantic import BaseModel, create_model
 
-from benchmarks.online.models import ANSWER_WIDTH, WIDTH, load
-from twinpath import Columns, Graph, Node
+from benchmarks.online.models import ANSWER_WIDTH, MAX_BATCH, WIDTH, load
+from twinpath import Batch, Columns, Graph, Node
 from twinpath.graph.tensors import Tensor
 
 
@@ -35,7 +35,8 @@ def _row(name: str, field: str, width: int) -> type[BaseModel]:
 def _graph(name: str) -> Graph:
     given = _row(f"{name.title()}Request", "x", WIDTH[name])
     answer = _row(f"{name.title()}Answer", "y", ANSWER_WIDTH[name])
-    graph = Graph(name, input=given, output=answer)
+    # The same bound as in Triton's configuration.
+    graph = Graph(name, input=given, output=answer, batch=Batch(max_size=MAX_BATCH))
     with graph as rows:
         graph.output(Model(name)(rows))
     return graph

@@ -19,6 +19,8 @@ Predict = Callable[[Array], Array]
 
 #: Where a server finds the trained models.
 FOLDER_VARIABLE = "BENCHMARK_MODELS"
+#: Rows that a batch may have, for servers that count rows.
+MAX_BATCH = 1024
 #: Model → how many numbers a row has. The input is ``x`` and the output ``y``, both float32.
 WIDTH = {"tabular": 30, "torch": 64, "echo": 8}
 #: Model → how many numbers a row's answer has.

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.online import environments, served
 from benchmarks.online.environments import PeerError
-from benchmarks.online.models import ANSWER_WIDTH, WIDTH
+from benchmarks.online.models import ANSWER_WIDTH, MAX_BATCH, WIDTH
 from benchmarks.online.processes import running
 from twinpath.online.session import free_ports
 
@@ -49,7 +49,8 @@ def triton(model: str, folder: Path) -> Iterator[str]:
     version.mkdir(parents=True)
     shutil.copy(Path(__file__).parent / "servers" / "triton.py", version / "model.py")
     (version.parent / "config.pbtxt").write_text(
-        f'name: "{model}"\nbackend: "python"\nmax_batch_size: 256\ndynamic_batching {{ }}\n'
+        f'name: "{model}"\nbackend: "python"\nmax_batch_size: {MAX_BATCH}\n'
+        "dynamic_batching { }\n"
         f'input [ {{ name: "x" data_type: TYPE_FP32 dims: [ {WIDTH[model]} ] }} ]\n'
         f'output [ {{ name: "y" data_type: TYPE_FP32 dims: [ {ANSWER_WIDTH[model]} ] }} ]\n'
         "instance_group [ { kind: KIND_CPU count: 1 } ]\n"

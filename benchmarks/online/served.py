@@ -36,10 +36,14 @@ def stock_serve(model: str, folder: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def _session(import_path: str, model: str, folder: Path, *, fast_path: bool) -> Iterator[str]:
     config = folder / "app.yaml"
+    # A model that computes for long is worth a process for each core; a quick one, the latency of
+    # one process.
+    two = fast_path and model == "torch"
+    args = "  args: {ingress: {replicas: {min: 2, max: 2}}}\n" if two else ""
     # No access logs in any server of this benchmark.
     config.write_text(
         f"applications:\n- name: bench\n  route_prefix: {_PREFIX}\n  import_path: {import_path}\n"
-        "  logging_config: {enable_access_log: false}\n"
+        f"  logging_config: {{enable_access_log: false}}\n{args}"
     )
     try:
         with ServeSession(

@@ -115,3 +115,15 @@ def test_a_request_without_rows_is_answered_too():
     story = policy()
     story.arrived(1, 0, 0.0)
     assert story.decide(0.0) == Dispatch((1,))
+
+
+def test_a_batch_that_has_not_begun_takes_what_still_fits():
+    story = policy(max_size=4)
+    story.arrived(1, 1, 0.0)
+    assert story.decide(0.0) == Dispatch((1,))
+    for ticket, rows in ((2, 2), (3, 1), (4, 1)):
+        story.arrived(ticket, rows, 0.0)
+    assert story.top_up(1) == (2, 3)
+    assert story.top_up(4) == ()
+    assert story.queued_rows == 1
+    assert story.running == 1

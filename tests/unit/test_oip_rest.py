@@ -420,7 +420,6 @@ async def test_the_plain_way_answers_byte_for_byte_like_the_other(rows: list[Any
     ]
     path = "/v2/models/pairs/infer"
     async with client(PAIRS) as session:
-        headers = {"accept-encoding": ""}
         del session.headers["accept-encoding"]
         plain = await session.post(path, json={"inputs": inputs})
         outputs = [{"name": name} for name in ("x", "k", "note", "size")]

@@ -38,7 +38,7 @@ class IngressArgs(NodeArgs):
     queue_timeout_s: float = Field(60.0, gt=0)
     max_inflight: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
-    offload_after_ms: float = Field(1.0, ge=0)
+    offload_after_ms: float = Field(10.0, ge=0)
 
 
 class GraphArgs(Strict):

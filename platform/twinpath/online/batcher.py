@@ -221,6 +221,10 @@ class Batcher:
     async def _dispatch(self, instruction: Dispatch) -> None:
         requests = self._take(instruction.tickets)
         rows = sum(request.rows for request in requests)
+        # The event loop has read from its sockets once more since the batch was decided.
+        late = self._take(self._policy.top_up(rows))
+        requests += late
+        rows += sum(request.rows for request in late)
         self._running_rows += rows
         started_s = time.monotonic()
         answered = False

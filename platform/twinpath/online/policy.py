@@ -113,6 +113,18 @@ class BatchPolicy:
         self.running += 1
         return Dispatch(tuple(waiting.ticket for waiting in taken))
 
+    def top_up(self, rows: int) -> tuple[int, ...]:
+        """Tickets that came since a batch of so many rows was decided and still fit into it."""
+        taken = []
+        for waiting in self._in_order():
+            if rows + waiting.rows > self.batch.max_size:
+                break
+            taken.append(waiting.ticket)
+            rows += waiting.rows
+        for ticket in taken:
+            self.dropped(ticket)
+        return tuple(taken)
+
     def _in_order(self) -> Iterator[Waiting]:
         for lane in reversed(self.lanes):
             yield from lane.values()
