@@ -5,12 +5,17 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import offline_flights, online_fused
+from benchmarks import gateway_cost, offline_flights, online_fused
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
 
-ALL = {"online_fused": online_fused, "offline_flights": offline_flights, "online": bench}
+ALL = {
+    "online_fused": online_fused,
+    "offline_flights": offline_flights,
+    "gateway_cost": gateway_cost,
+    "online": bench,
+}
 ROUNDS = 3
 
 
