@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -19,10 +20,16 @@ BODY = {"rows": [{"x": 2.0}]}
 OIP = {"inputs": [{"name": "x", "datatype": "FP64", "shape": [1], "data": [2.0]}]}
 
 
-def timed(served: Served, app: str, graph: str, **headers: str) -> tuple[httpx.Response, float]:
+@pytest.fixture(scope="module")
+def tight(served: Served) -> Iterator[httpx.Client]:
+    """One client for all threads: to make one takes longer than what is timed here."""
+    with served.client("tight") as client:
+        yield client
+
+
+def timed(client: httpx.Client, **headers: str) -> tuple[httpx.Response, float]:
     started_s = time.monotonic()
-    with served.client(app) as client:
-        answer = client.post(f"/{graph}/predict", json=BODY, headers=headers)
+    answer = client.post("/tight/predict", json=BODY, headers=headers)
     return answer, time.monotonic() - started_s
 
 
@@ -51,43 +58,42 @@ def test_every_protocol_answers_the_same(served: Served, path: str, body: Any, w
     assert rows == [wanted]
 
 
-def test_too_many_are_refused_at_once_and_told_when_to_come_back(served: Served):
-    timed(served, "tight", "tight")  # from then on a slow node is known to be slow, and runs aside
+def test_too_many_are_refused_at_once_and_told_when_to_come_back(tight: httpx.Client):
+    timed(tight)  # from then on a slow node is known to be slow, and runs aside
     with ThreadPoolExecutor(12) as pool:
-        answers = list(pool.map(lambda _: timed(served, "tight", "tight"), range(12)))
+        answers = list(pool.map(lambda _: timed(tight), range(12)))
     accepted = [answer for answer, _ in answers if answer.status_code == 200]
     refused = [(answer, s) for answer, s in answers if answer.status_code == 503]
     assert len(accepted) + len(refused) == 12
     assert 2 <= len(accepted) <= 5
+    slowest_s = max(seconds for answer, seconds in answers if answer.status_code == 200)
     for answer, seconds in refused:
         assert int(answer.headers["retry-after"]) >= 1
         assert answer.json()["error"]["code"] == "overloaded"
-        assert seconds < 0.3, "a refusal does not wait for the queue"
+        assert seconds < slowest_s - 0.3, "a refusal does not wait for the queue"
 
 
-def test_rows_beyond_their_deadline_are_never_run(served: Served):
+def test_rows_beyond_their_deadline_are_never_run(served: Served, tight: httpx.Client):
     before = rows_run(served, "tight", "tight")
     with ThreadPoolExecutor(2) as pool:
-        running = pool.submit(timed, served, "tight", "tight")
+        running = pool.submit(timed, tight)
         time.sleep(0.1)
-        late, seconds = timed(served, "tight", "tight", **{"x-request-timeout-ms": "100"})
+        late, seconds = timed(tight, **{"x-request-timeout-ms": "100"})
         assert (late.status_code, late.json()["error"]["code"]) == (504, "deadline_exceeded")
-        assert 0.09 < seconds < 0.28, "as soon as the deadline passes, while another runs"
+        assert not running.done(), "as soon as the deadline passes, while another runs"
+        assert seconds > 0.09
         assert running.result()[0].status_code == 200
-    assert timed(served, "tight", "tight")[0].status_code == 200
+    assert timed(tight)[0].status_code == 200
     assert rows_run(served, "tight", "tight") == before + 2
 
 
-def test_low_priorities_are_shed_first(served: Served):
+def test_low_priorities_are_shed_first(tight: httpx.Client):
     with ThreadPoolExecutor(4) as pool:
-        running = pool.submit(timed, served, "tight", "tight")
+        running = pool.submit(timed, tight)
         time.sleep(0.1)
-        low = [
-            pool.submit(timed, served, "tight", "tight", **{"x-request-priority": "low"})
-            for _ in range(2)
-        ]
+        low = [pool.submit(timed, tight, **{"x-request-priority": "low"}) for _ in range(2)]
         time.sleep(0.1)
-        high, _ = timed(served, "tight", "tight", **{"x-request-priority": "high"})
+        high, _ = timed(tight, **{"x-request-priority": "high"})
         assert high.status_code == 200
         assert running.result()[0].status_code == 200
         assert sorted(each.result()[0].status_code for each in low) == [200, 503]
