@@ -19,14 +19,23 @@ def new(
     graph: Annotated[list[str] | None, typer.Option(help="a graph it opens; default all")] = None,
     priority: Annotated[str, typer.Option(help="low, normal or high, at most")] = "normal",
     days: Annotated[float | None, typer.Option(help="until it expires; default never")] = None,
+    rate: Annotated[str | None, typer.Option(help="its own limit, such as 100/second")] = None,
+    quota: Annotated[str | None, typer.Option(help="its own quota, such as 50000/day")] = None,
 ) -> None:
     """Make a key and print it, once: the file holds only its hash."""
+    from pydantic import ValidationError
+
     from twinpath.online.gateway.keys import new_key, read_keys, write_keys
 
     if priority not in ("low", "normal", "high"):
         raise typer.BadParameter(f"priority {priority!r}: expected low, normal or high")
     expires = None if days is None else dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
-    key, record = new_key(principal, tuple(graph or ["*"]), priority, expires)  # type: ignore[arg-type]  # checked above
+    graphs = tuple(graph or ["*"])
+    try:
+        key, record = new_key(principal, graphs, priority, expires, rate, quota)  # type: ignore[arg-type]  # checked above
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        raise typer.BadParameter(f"{wrong['loc'][0]}: {wrong['msg']}") from None
     write_keys(file, [*(read_keys(file) if file.exists() else []), record])
     typer.echo(key)
 
@@ -36,11 +45,12 @@ def show(file: _File) -> None:
     """List the keys of a file; the keys themselves are nowhere."""
     from twinpath.online.gateway.keys import read_keys
 
-    table = Table("id", "principal", "graphs", "priority", "expires")
+    table = Table("id", "principal", "graphs", "priority", "expires", "limits")
     for record in read_keys(file):
         expires = record.expires.isoformat(timespec="minutes") if record.expires else "never"
         graphs = ", ".join(record.graphs)
-        table.add_row(record.id, record.principal, graphs, record.priority, expires)
+        limits = ", ".join(limit for limit in (record.rate, record.quota) if limit)
+        table.add_row(record.id, record.principal, graphs, record.priority, expires, limits)
     Console().print(table)
 
 
@@ -56,3 +66,18 @@ def revoke(file: _File, key_id: Annotated[str, typer.Argument(help="from `keys l
         known = did_you_mean(key_id, [record.id for record in records])
         raise ConfigError(f"no key {key_id!r} in {file}.{known}")
     write_keys(file, kept)
+
+
+@keys.command()
+def rotate(
+    file: _File,
+    key_id: Annotated[str, typer.Argument(help="from `keys list`")],
+    hours: Annotated[float, typer.Option(min=0, help="that the old key still opens")] = 24.0,
+) -> None:
+    """Make a new key in the place of another, print it once, and let the old one end."""
+    from twinpath.online.gateway.keys import read_keys, replace_key, write_keys
+
+    old_until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=hours)
+    key, records = replace_key(read_keys(file), key_id, old_until)
+    write_keys(file, records)
+    typer.echo(key)

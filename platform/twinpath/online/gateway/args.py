@@ -1,16 +1,29 @@
 """What a serve config says about the gateway, under ``args: gateway:``."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from twinpath.online.strict import Strict
 
 
+def _limit(given: str) -> str:
+    import limits
+
+    if limits.parse(given).amount < 1:
+        raise ValueError(f"limit {given!r} grants nothing: expected one such as '100/second'")
+    return given
+
+
+#: A number of requests in a time, such as ``100/second`` or ``50000/day``.
+LimitText = Annotated[str, AfterValidator(_limit)]
+
+
 class JwtArgs(Strict):
     """Tokens of an identity provider. One of ``jwks_file`` and ``jwks_url`` is needed; graphs that
-    a token opens are named in its ``scope`` claim as ``<scope_prefix><graph>`` or ``...*``."""
+    a token opens are named in its ``scope`` claim as ``<scope_prefix><graph>`` or ``...*``. No
+    request with a token is more urgent than ``priority``."""
 
     jwks_file: Path | None = None
     jwks_url: str | None = Field(None, pattern=r"^https?://")
@@ -18,6 +31,7 @@ class JwtArgs(Strict):
     issuer: str | None = None
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     scope_prefix: str = "graph:"
+    priority: Literal["low", "normal", "high"] = "normal"
     refresh_s: float = Field(300.0, gt=0)
     leeway_s: float = Field(10.0, ge=0)
 
@@ -37,23 +51,15 @@ class JwtArgs(Strict):
 
 
 class LimitArgs(Strict):
-    """Limits of each principal (of each address where there is no authentication), such as
-    ``100/second`` or ``50000/day``. In memory each replica has its part, 1/``replicas``; with
-    ``redis_url`` all replicas share one count."""
+    """Limits of each principal (of each address where there is no authentication). In memory each
+    replica has its part, 1/``replicas``; with ``redis_url`` all replicas share one count. With
+    ``headers`` answers say what remains."""
 
-    rate: str | None = None
-    quota: str | None = None
+    rate: LimitText | None = None
+    quota: LimitText | None = None
     redis_url: str | None = Field(None, pattern=r"^rediss?://")
     replicas: int = Field(1, ge=1)
-
-    @field_validator("rate", "quota")
-    @classmethod
-    def _readable(cls, given: str | None) -> str | None:
-        if given is not None:
-            import limits
-
-            limits.parse(given)
-        return given
+    headers: bool = True
 
 
 class CorsArgs(Strict):
@@ -64,6 +70,12 @@ class CorsArgs(Strict):
     allow_headers: tuple[str, ...] = ("*",)
     allow_credentials: bool = False
     max_age_s: int = Field(600, ge=0)
+
+    @model_validator(mode="after")
+    def _no_credentials_for_all(self) -> "CorsArgs":
+        if self.allow_credentials and "*" in self.allow_origins:
+            raise ValueError("allow_credentials with any origin lets every site act as the user")
+        return self
 
 
 class GatewayArgs(Strict):

@@ -1,6 +1,7 @@
 """The audit log: a line of JSON for each request, written behind the requests' backs."""
 
 import collections
+import logging
 import sys
 import threading
 import time
@@ -12,21 +13,27 @@ import orjson
 
 from twinpath.online.dataplane import Ask
 
+_LOG = logging.getLogger(__name__)
 _BOUND = 100_000
 _PAUSE_S = 0.2
+_LONGEST_PATH = 512
 
 
 class AuditLog:
     """Rule: who asked what and how it ended; never a key, a token or a row.
 
-    Lines wait in a bounded queue for a thread that writes them; those that do not fit are
-    counted, and the count is a line of its own. ``path`` None is standard output.
+    Lines wait in a bounded queue for a thread that writes them. Those that do not fit, or cannot
+    be written, are counted, and the count is a line of its own. ``path`` None is standard output.
     """
 
     def __init__(self, path: Path | None, graph: str) -> None:
         self._path, self._graph = path, graph
         self._lines: collections.deque[tuple[Any, ...]] = collections.deque()
-        self._dropped = 0
+        #: Only requests count here, only the thread counts there: neither needs a lock.
+        self._overflowed, self._unwritten = 0, 0
+        #: How many of both have been told.
+        self._told = 0
+        self._works = True
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._write, name="audit log", daemon=True)
         self._thread.start()
@@ -38,12 +45,13 @@ class AuditLog:
     def done(self, ask: Ask, status: int, code: str) -> None:
         """Note the request down."""
         if len(self._lines) >= _BOUND:
-            self._dropped += 1
+            self._overflowed += 1
             return
         queue_s = ask.timing.queue_s if ask.timing is not None else None
         self._lines.append(
             (time.time(), time.monotonic() - ask.started_s, queue_s, ask.request_id, ask.principal,
-             ask.peer, ask.transport, ask.path, status, code, ask.rows, ask.body_bytes)
+             ask.peer, ask.transport, ask.path[:_LONGEST_PATH], status, code, ask.rows,
+             ask.body_bytes)
         )  # fmt: skip
 
     def close(self) -> None:
@@ -54,15 +62,26 @@ class AuditLog:
     def _write(self) -> None:
         while True:
             closing = self._closed.wait(_PAUSE_S)
-            if self._lines or self._dropped:
-                lines = [self._lines.popleft() for _ in range(len(self._lines))]
-                text = b"".join(self._line(*line) for line in lines)
-                if self._dropped:
-                    dropped, self._dropped = self._dropped, 0
-                    text += orjson.dumps({"graph": self._graph, "dropped": dropped}) + b"\n"
-                self._append(text)
+            dropped = self._overflowed + self._unwritten
+            if self._lines or dropped > self._told:
+                self._write_once([self._lines.popleft() for _ in range(len(self._lines))], dropped)
             if closing:
                 return
+
+    def _write_once(self, lines: list[tuple[Any, ...]], dropped: int) -> None:
+        text = b"".join(self._line(*line) for line in lines)
+        if dropped > self._told:
+            counted = {"time": time.time(), "graph": self._graph, "dropped": dropped - self._told}
+            text += orjson.dumps(counted) + b"\n"
+        try:
+            self._append(text)
+        except (OSError, ValueError) as error:  # ValueError: standard output is closed
+            self._unwritten += len(lines)
+            if self._works:
+                _LOG.error("the audit log cannot be written, its lines are counted: %s", error)
+            self._works = False
+        else:
+            self._told, self._works = dropped, True
 
     def _append(self, text: bytes) -> None:
         if self._path is None:
@@ -82,11 +101,11 @@ class AuditLog:
             {
                 "time": at,
                 "request_id": request_id.decode("latin-1"),
-                "principal": principal,
-                "peer": peer,
+                "principal": None if principal is None else _whole(principal),
+                "peer": _whole(peer),
                 "graph": self._graph,
                 "transport": transport,
-                "path": path,
+                "path": _whole(path),
                 "status": status,
                 "code": code,
                 "rows": rows,
@@ -96,3 +115,8 @@ class AuditLog:
             },
             option=orjson.OPT_APPEND_NEWLINE,
         )
+
+
+def _whole(text: str) -> str:
+    """The text, with ``?`` for what no encoding has: halves of surrogate pairs."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -6,18 +6,20 @@ from typing import Protocol
 
 from twinpath.errors import AccessError, ForbiddenError
 from twinpath.online.dataplane import Ask
+from twinpath.online.gateway.rules import Rule, admit_in_turn
 from twinpath.online.policy import Priority
 
 
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A known caller: which graphs it may use (``*`` is all), until when (Unix time, seconds),
-    and how urgent its requests may be."""
+    how urgent its requests may be, and limits of its own."""
 
     name: str
     graphs: frozenset[str]
     expires_s: float | None = None
     max_priority: Priority = Priority.HIGH
+    limits: tuple[Rule, ...] = ()
 
     def may_use(self, graph: str) -> bool:
         """Whether the graph is within its scopes."""
@@ -35,13 +37,13 @@ class Authenticator(Protocol):
 
 
 class Authentication:
-    """Rule: the caller is known and may use this graph."""
+    """Rule: the caller is known, may use this graph, and is within limits of its own."""
 
     def __init__(self, authenticators: Sequence[Authenticator]) -> None:
         self._authenticators = authenticators
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
-        """Raises AccessError or ForbiddenError; fills in ``ask.principal``."""
+        """Raises AccessError, ForbiddenError or LimitError; fills in ``ask.principal``."""
         credentials = _credentials(ask.headers)
         if credentials is None:
             raise AccessError(
@@ -51,21 +53,23 @@ class Authentication:
             if authenticator.reads(credentials):
                 found = authenticator.principal(credentials)
                 if isinstance(found, Principal):
-                    _let_in(ask, found)
-                    return None
+                    return _let_in(ask, found)
                 return _when(found, ask)
         raise AccessError("these credentials are of no kind that is accepted here")
 
 
 async def _when(found: Awaitable[Principal], ask: Ask) -> None:
-    _let_in(ask, await found)
+    pending = _let_in(ask, await found)
+    if pending is not None:
+        await pending
 
 
-def _let_in(ask: Ask, principal: Principal) -> None:
+def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.principal = principal.name
     ask.max_priority = principal.max_priority
     if not principal.may_use(ask.graph):
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
+    return admit_in_turn(principal.limits, ask) if principal.limits else None
 
 
 def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:

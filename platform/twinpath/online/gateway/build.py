@@ -3,7 +3,7 @@
 import ipaddress
 
 from twinpath.errors import ConfigError
-from twinpath.online.gateway.args import GatewayArgs
+from twinpath.online.gateway.args import GatewayArgs, LimitArgs
 from twinpath.online.gateway.audit import AuditLog
 from twinpath.online.gateway.authentication import Authentication, Authenticator
 from twinpath.online.gateway.keys import ApiKeys
@@ -17,19 +17,23 @@ def build(args: GatewayArgs, graph: str) -> Gateway:
     """The gateway of a graph. Raises ConfigError for files that cannot be read."""
     rules: list[Rule] = []
     authenticators: list[Authenticator] = []
+    given = args.limits or LimitArgs()
+
+    def limit(text: str, quota: bool, name: str) -> Rule:
+        if given.redis_url is not None:
+            return SharedLimit(text, given.redis_url, graph, quota=quota, name=name)
+        return Limit(text, quota=quota, replicas=given.replicas)
+
     if args.api_keys is not None:
-        authenticators.append(ApiKeys(args.api_keys))
+        authenticators.append(ApiKeys(args.api_keys, lambda text, quota: limit(text, quota, "own")))
     if args.jwt is not None:
         authenticators.append(Tokens(args.jwt))
     if authenticators:
         rules.append(Authentication(authenticators))
-    if args.limits is not None:
-        given = args.limits
-        for text, quota in ((given.rate, False), (given.quota, True)):
-            if text is not None and given.redis_url is not None:
-                rules.append(SharedLimit(text, given.redis_url, graph, quota=quota))
-            elif text is not None:
-                rules.append(Limit(text, quota=quota, replicas=given.replicas))
+    if given.rate is not None:
+        rules.append(limit(given.rate, False, "limit"))
+    if given.quota is not None:
+        rules.append(limit(given.quota, True, "limit"))
     rules.append(Deadlines())
     if args.priorities:
         rules.append(Priorities())
@@ -38,7 +42,7 @@ def build(args: GatewayArgs, graph: str) -> Gateway:
     if args.audit_log is not None:
         path = None if args.audit_log == "-" else args.audit_log
         rules.append(AuditLog(path, graph))
-    return Gateway(rules)
+    return Gateway(rules, tell_limits=given.headers)
 
 
 def refuse_public(host: str, args: GatewayArgs) -> None:

@@ -2,9 +2,9 @@
 
 A key reads ``tp_<id>_<secret>``. The secret has 256 random bits, so one round of SHA-256 keeps it
 (a slow hash is for passwords, which can be guessed; it would cost every request milliseconds).
+Nor would a pepper help: what cannot be guessed cannot be looked up in a table either.
 """
 
-import contextlib
 import datetime as dt
 import hashlib
 import hmac
@@ -12,13 +12,18 @@ import logging
 import os
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from twinpath.errors import AccessError, ConfigError
+from twinpath.errors import AccessError, ConfigError, did_you_mean
+from twinpath.online.gateway.args import LimitText
 from twinpath.online.gateway.authentication import Principal
+from twinpath.online.gateway.limiting import Limit
+from twinpath.online.gateway.rules import Rule
+from twinpath.online.gateway.watched import Watched
 from twinpath.online.policy import Priority
 
 _LOG = logging.getLogger(__name__)
@@ -29,7 +34,8 @@ _CACHED = 10_000
 
 
 class KeyRecord(BaseModel):
-    """One key as it stands in the file, a line of JSON each."""
+    """One key as it stands in the file, a line of JSON each. ``rate`` and ``quota`` are limits
+    of its own; keys of one principal that state the same limit have it together."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,30 +44,31 @@ class KeyRecord(BaseModel):
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     graphs: tuple[str, ...] = ("*",)
     priority: Literal["low", "normal", "high"] = "normal"
-    expires: dt.datetime | None = None
+    expires: AwareDatetime | None = None
+    rate: LimitText | None = None
+    quota: LimitText | None = None
 
 
 def read_keys(path: Path) -> list[KeyRecord]:
     """The keys of a file. Raises ConfigError that names the line."""
     try:
         lines = path.read_text().splitlines()
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"API keys {str(path)!r} cannot be read: {error}") from None
-    records = []
+    records: dict[str, KeyRecord] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            records.append(TypeAdapter(KeyRecord).validate_json(line))
+            record = KeyRecord.model_validate_json(line)
         except ValidationError as error:
             detail = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, detail["loc"]))
             raise ConfigError(f"{path}, line {number}: {where}: {detail['msg']}") from None
-    ids = [record.id for record in records]
-    twice = next((i for i in ids if ids.count(i) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"{path}: key {twice!r} stands there twice")
-    return records
+        if record.id in records:
+            raise ConfigError(f"{path}: key {record.id!r} stands there twice")
+        records[record.id] = record
+    return list(records.values())
 
 
 def write_keys(path: Path, records: list[KeyRecord]) -> None:
@@ -79,27 +86,47 @@ def new_key(
     graphs: tuple[str, ...] = ("*",),
     priority: Literal["low", "normal", "high"] = "normal",
     expires: dt.datetime | None = None,
+    rate: str | None = None,
+    quota: str | None = None,
 ) -> tuple[str, KeyRecord]:
     """A key, which is not kept anywhere, and its record."""
     name, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     record = KeyRecord(
         id=name, principal=principal, sha256=digest, graphs=graphs, priority=priority,
-        expires=expires,
+        expires=expires, rate=rate, quota=quota,
     )  # fmt: skip
     return f"tp_{name}_{secret}", record
 
 
+def replace_key(
+    records: list[KeyRecord], key_id: str, old_until: dt.datetime
+) -> tuple[str, list[KeyRecord]]:
+    """A new key in the place of another, which is accepted until ``old_until`` at most, and the
+    records with both. Raises ConfigError for an unknown one."""
+    old = next((record for record in records if record.id == key_id), None)
+    if old is None:
+        known = did_you_mean(key_id, [record.id for record in records])
+        raise ConfigError(f"no key {key_id!r}.{known}")
+    key, new = new_key(old.principal, old.graphs, old.priority, old.expires, old.rate, old.quota)
+    ends = old_until if old.expires is None else min(old.expires, old_until)
+    ending = old.model_copy(update={"expires": ends})
+    return key, [*(ending if record is old else record for record in records), new]
+
+
 class ApiKeys:
     """Authenticator for the keys of a file. A file that breaks while in use leaves the keys as
-    they were, with an error in the log."""
+    they were, with an error in the log. ``limit_of(text, quota)`` makes the rule for limits that
+    keys have of their own."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limit_of: Callable[[str, bool], Rule] | None = None) -> None:
         self._path = path
+        self._limit_of = limit_of or (lambda text, quota: Limit(text, quota=quota))
+        #: By text and whether it is a quota; they outlive a change of the file, with their counts.
+        self._limits: dict[tuple[str, bool], Rule] = {}
         self._records: dict[bytes, tuple[bytes, Principal]] = {}
         self._known: dict[bytes, Principal] = {}
-        self._checked_s = time.monotonic()
-        self._state = self._stat()
+        self._watched = Watched(path)
         self._load()
 
     def reads(self, credentials: bytes) -> bool:
@@ -108,9 +135,7 @@ class ApiKeys:
 
     def principal(self, credentials: bytes) -> Principal:
         """See `Authenticator`."""
-        now_s = time.monotonic()
-        if now_s - self._checked_s > CHECK_S:
-            self._checked_s = now_s
+        if self._watched.changed(CHECK_S):
             self._reload()
         found = self._known.get(credentials)
         if found is None:
@@ -131,17 +156,7 @@ class ApiKeys:
             raise AccessError("this API key is not known")
         return principal
 
-    def _stat(self) -> tuple[int, int, int] | None:
-        with contextlib.suppress(OSError):
-            found = self._path.stat()
-            return found.st_ino, found.st_mtime_ns, found.st_size
-        return None
-
     def _reload(self) -> None:
-        state = self._stat()
-        if state == self._state:
-            return
-        self._state = state
         try:
             self._load()
         except ConfigError as error:
@@ -150,12 +165,27 @@ class ApiKeys:
     def _load(self) -> None:
         records = read_keys(self._path)
         self._records = {
-            record.id.encode(): (record.sha256.encode(), _principal(record)) for record in records
+            record.id.encode(): (record.sha256.encode(), self._principal(record))
+            for record in records
         }
         self._known.clear()
 
+    def _principal(self, record: KeyRecord) -> Principal:
+        expires_s = None if record.expires is None else record.expires.timestamp()
+        return Principal(
+            record.principal,
+            frozenset(record.graphs),
+            expires_s,
+            Priority[record.priority.upper()],
+            tuple(
+                self._limit(text, quota)
+                for text, quota in ((record.rate, False), (record.quota, True))
+                if text is not None
+            ),
+        )
 
-def _principal(record: KeyRecord) -> Principal:
-    expires_s = None if record.expires is None else record.expires.timestamp()
-    priority = Priority[record.priority.upper()]
-    return Principal(record.principal, frozenset(record.graphs), expires_s, priority)
+    def _limit(self, text: str, quota: bool) -> Rule:
+        found = self._limits.get((text, quota))
+        if found is None:
+            found = self._limits[text, quota] = self._limit_of(text, quota)
+        return found

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable
 
 import orjson
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from twinpath.errors import RetryLaterError, TwinpathError
+from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Gate
@@ -35,18 +35,38 @@ class Guarded:
             if pending is not None:
                 await pending
         except TwinpathError as error:
-            await _refuse(error, send)
+            await _refuse(error, self._gate.headers(ask), send)
             self._gate.done(ask, error.http_status, error.code)
             return
-        await self._app(scope, receive, send)
-        self._gate.done(ask, 200, "ok")
+        await self._pass_on(ask, scope, receive, send)
+
+    async def _pass_on(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
+        status, code = ClientClosedError.http_status, ClientClosedError.code
+
+        async def watched(message: Message) -> None:
+            nonlocal status, code
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                code = "ok" if status < 400 else f"http_{status}"
+                more = self._gate.headers(ask)
+                message = {**message, "headers": [*message.get("headers", ()), *more]}
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception:
+            status, code = TwinpathError.http_status, TwinpathError.code
+            raise
+        finally:
+            self._gate.done(ask, status, code)
 
 
-async def _refuse(error: TwinpathError, send: Send) -> None:
+async def _refuse(error: TwinpathError, more: Headers, send: Send) -> None:
     body = orjson.dumps({"error": {"code": error.code, "message": error.message}})
     headers: Headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),
+        *more,
     ]
     if isinstance(error, RetryLaterError):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))

@@ -1,7 +1,7 @@
 """The gateway: a visible list of rules that every request passes, over HTTP and gRPC alike."""
 
 from collections.abc import Awaitable, Sequence
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
@@ -9,10 +9,20 @@ from twinpath.online.exchange import Headers
 
 class Rule(Protocol):
     """One rule. It may also have ``admit_rows(ask)``, called once ``ask.rows`` is known,
-    ``headers(ask)``, headers for the answer, and ``done(ask, status, code)``, told at the end."""
+    ``standing(ask)``, what a limit still grants, ``done(ask, status, code)``, told at the end,
+    and ``close()``."""
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Raises TwinpathError to refuse; may fill in ``ask``. Waits only where it has to."""
+
+
+class Standing(NamedTuple):
+    """Where a caller stands with a limit: of ``amount`` requests ``remaining`` are granted before
+    ``reset_s`` seconds are over."""
+
+    amount: int
+    remaining: int
+    reset_s: float
 
 
 @runtime_checkable
@@ -24,6 +34,14 @@ class RowsRule(Protocol):
 
 
 @runtime_checkable
+class LimitRule(Protocol):
+    """A rule that counts requests."""
+
+    def standing(self, ask: Ask) -> Standing | None:
+        """Where the caller stands; None if it was never counted."""
+
+
+@runtime_checkable
 class DoneRule(Protocol):
     """A rule that is told of answers."""
 
@@ -32,27 +50,18 @@ class DoneRule(Protocol):
 
 
 class Gateway:
-    """`frontend.Gate` over a list of rules, in their order."""
+    """`frontend.Gate` over a list of rules, in their order. ``tell_limits``: answers carry
+    RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset."""
 
-    def __init__(self, rules: Sequence[Rule]) -> None:
+    def __init__(self, rules: Sequence[Rule], *, tell_limits: bool = True) -> None:
         self.rules = tuple(rules)
         self._about_rows = [rule for rule in self.rules if isinstance(rule, RowsRule)]
+        self._limits = [r for r in self.rules if isinstance(r, LimitRule)] if tell_limits else []
         self._told = [rule for rule in self.rules if isinstance(rule, DoneRule)]
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Every rule in turn; an awaitable only if one of them has to wait."""
-        for position, rule in enumerate(self.rules):
-            pending = rule.admit(ask)
-            if pending is not None:
-                return self._rest(pending, position + 1, ask)
-        return None
-
-    async def _rest(self, pending: Awaitable[None], position: int, ask: Ask) -> None:
-        await pending
-        for rule in self.rules[position:]:
-            waiting = rule.admit(ask)
-            if waiting is not None:
-                await waiting
+        return admit_in_turn(self.rules, ask)
 
     def admit_rows(self, ask: Ask) -> None:
         """Rules about the number of rows."""
@@ -60,8 +69,25 @@ class Gateway:
             rule.admit_rows(ask)
 
     def headers(self, ask: Ask) -> Headers:
-        """Headers to add to the answer."""
-        return []
+        """Headers to add to the answer: where the caller stands with the limit that it is
+        nearest to."""
+        if not self._limits:
+            return []
+        nearest: Standing | None = None
+        for rule in self._limits:
+            found = rule.standing(ask)
+            if found is not None and (
+                nearest is None
+                or found.remaining * nearest.amount < nearest.remaining * found.amount
+            ):
+                nearest = found
+        if nearest is None:
+            return []
+        return [
+            (b"ratelimit-limit", b"%d" % nearest.amount),
+            (b"ratelimit-remaining", b"%d" % nearest.remaining),
+            (b"ratelimit-reset", b"%d" % (nearest.reset_s + 0.999)),
+        ]
 
     def done(self, ask: Ask, status: int, code: str) -> None:
         """The request was answered."""
@@ -72,3 +98,20 @@ class Gateway:
         """Let rules finish what they hold, such as lines of a log."""
         for rule in self.rules:
             getattr(rule, "close", lambda: None)()
+
+
+def admit_in_turn(rules: tuple[Rule, ...], ask: Ask) -> Awaitable[None] | None:
+    """Ask each rule; an awaitable for the rest of them only where one has to wait."""
+    for position, rule in enumerate(rules):
+        pending = rule.admit(ask)
+        if pending is not None:
+            return _rest(pending, rules[position + 1 :], ask)
+    return None
+
+
+async def _rest(pending: Awaitable[None], rules: tuple[Rule, ...], ask: Ask) -> None:
+    await pending
+    for rule in rules:
+        waiting = rule.admit(ask)
+        if waiting is not None:
+            await waiting
