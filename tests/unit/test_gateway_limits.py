@@ -103,8 +103,8 @@ def test_a_standing_counts_down_and_begins_anew(kind: Any):
     assert counts.standing("ann", now_s) is None
     for left in (2, 1, 0):
         counts.hit("ann", now_s)
-        assert counts.standing("ann", now_s) == (left, 10.0)
-    assert counts.standing("ann", now_s + 25)[0] == 3
+        assert counts.standing("ann", now_s) == (3, left, 10.0)
+    assert counts.standing("ann", now_s + 25)[1] == 3
 
 
 @pytest.mark.parametrize("kind", [SlidingWindows, FixedWindows])

@@ -46,8 +46,7 @@ class Limit:
 
     def standing(self, ask: Ask) -> Standing | None:
         """What this replica still grants the caller."""
-        found = self._windows.standing(caller_of(ask), time.time())
-        return None if found is None else Standing(self._windows.amount, *found)
+        return self._windows.standing(caller_of(ask), time.time())
 
 
 class SharedLimit:
@@ -98,7 +97,7 @@ class SharedLimit:
         found = self._standings.get(caller_of(ask))
         if found is None:
             return None
-        return Standing(self._item.amount, found[0], max(0.0, found[1] - time.time()))
+        return self._item.amount, found[0], max(0.0, found[1] - time.time())
 
     async def _count(self, caller: str, granted: bool) -> None:
         known, now_s = self._standings.get(caller), time.monotonic()

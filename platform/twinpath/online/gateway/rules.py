@@ -1,7 +1,7 @@
 """The gateway: a visible list of rules that every request passes, over HTTP and gRPC alike."""
 
 from collections.abc import Awaitable, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
@@ -16,13 +16,9 @@ class Rule(Protocol):
         """Raises TwinpathError to refuse; may fill in ``ask``. Waits only where it has to."""
 
 
-class Standing(NamedTuple):
-    """Where a caller stands with a limit: of ``amount`` requests ``remaining`` are granted before
-    ``reset_s`` seconds are over."""
-
-    amount: int
-    remaining: int
-    reset_s: float
+#: Where a caller stands with a limit: its number of requests, how many of them remain, and in how
+#: many seconds it begins anew. A plain tuple, as one is made for each answer.
+Standing = tuple[int, int, float]
 
 
 @runtime_checkable
@@ -77,16 +73,16 @@ class Gateway:
         for rule in self._limits:
             found = rule.standing(ask)
             if found is not None and (
-                nearest is None
-                or found.remaining * nearest.amount < nearest.remaining * found.amount
+                nearest is None or found[1] * nearest[0] < nearest[1] * found[0]
             ):
                 nearest = found
         if nearest is None:
             return []
+        amount, remaining, reset_s = nearest
         return [
-            (b"ratelimit-limit", b"%d" % nearest.amount),
-            (b"ratelimit-remaining", b"%d" % nearest.remaining),
-            (b"ratelimit-reset", b"%d" % (nearest.reset_s + 0.999)),
+            (b"ratelimit-limit", b"%d" % amount),
+            (b"ratelimit-remaining", b"%d" % remaining),
+            (b"ratelimit-reset", b"%d" % (reset_s + 0.999)),
         ]
 
     def done(self, ask: Ask, status: int, code: str) -> None:

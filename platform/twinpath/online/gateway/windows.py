@@ -4,7 +4,6 @@ The windows are those of the `limits` library's strategies, request for request.
 in memory looks at every caller a hundred times a second, in a thread that it starts for each look.
 """
 
-import math
 from typing import Any
 
 #: More callers are not remembered at once: the oldest tenth is forgotten, and begins anew.
@@ -33,15 +32,16 @@ class SlidingWindows:
             self._turn(counts, window)
         current, before = counts[1], counts[2]
         left = 1.0 - (position - window)
-        if math.floor(before * left + current) < self.amount:
+        if current + int(before * left) < self.amount:
             counts[1] = current + 1
             return 0.0
         if current < self.amount:
             left -= (self.amount - current) / before
         return max(left * self._seconds, 1e-3)
 
-    def standing(self, caller: str, now_s: float) -> tuple[int, float] | None:
-        """How many requests remain, and seconds until the window ends; None for a stranger."""
+    def standing(self, caller: str, now_s: float) -> tuple[int, int, float] | None:
+        """The limit, how many requests of it remain, and seconds until the window ends; None for
+        a stranger."""
         counts = self._counts.get(caller)
         if counts is None:
             return None
@@ -50,8 +50,9 @@ class SlidingWindows:
         if counts[0] != window:
             self._turn(counts, window)
         left = 1.0 - (position - window)
-        used = math.floor(counts[2] * left + counts[1])
-        return max(0, self.amount - used), left * self._seconds
+        used = counts[1] + int(counts[2] * left)
+        remaining = self.amount - used if used < self.amount else 0
+        return self.amount, remaining, left * self._seconds
 
     @staticmethod
     def _turn(counts: list[int], window: int) -> None:
@@ -80,14 +81,14 @@ class FixedWindows:
             return 0.0
         return counts[0] - now_s
 
-    def standing(self, caller: str, now_s: float) -> tuple[int, float] | None:
+    def standing(self, caller: str, now_s: float) -> tuple[int, int, float] | None:
         """See `SlidingWindows.standing`."""
         counts = self._counts.get(caller)
         if counts is None:
             return None
         if now_s >= counts[0]:
-            return self.amount, float(self._seconds)
-        return max(0, self.amount - int(counts[1])), counts[0] - now_s
+            return self.amount, self.amount, float(self._seconds)
+        return self.amount, self.amount - int(counts[1]), counts[0] - now_s
 
 
 def make_room(counts: dict[str, Any], over: Any, bound: int | None = None) -> None:
