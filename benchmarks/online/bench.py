@@ -1,16 +1,18 @@
 """The same models behind Triton, five Python servers, stock Ray Serve, and Twinpath.
 
-A round takes one model after the other, and for each model starts every server once, asks it for
-known answers, loads it at every number of connections, and stops it: only one server runs at a
-time. Every second round goes through the servers backwards.
+For each model every server is started and asked for known answers. Then rounds take one server
+after the other at every number of connections, while the others wait for requests that do not
+come; every second round goes backwards. What the waiting ones cost is measured and noted.
 """
 
 import os
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 from rich.console import Console
 
 from benchmarks.online import environments, models
@@ -22,9 +24,10 @@ from benchmarks.wrk import Load, load
 from graphs.flights_model.schema import flights_dir
 from graphs.flights_model.train import ensure as ensure_flights
 
-SECONDS = 4
+SECONDS = 3
 _WARM_UP_S = 2
 _WARM_UP_CONNECTIONS = 8
+_IDLE_S = 5.0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 #: Workload, connections, and what was measured.
@@ -58,7 +61,7 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
     """Every chosen server at every chosen workload, ``rounds`` times.
 
     A server that cannot be installed, started or believed is tried a second time, then noted with
-    the reason and left out of that model's further rounds.
+    the reason and left out of that model; so is one that breaks later.
     """
     trained = environments.folder() / "models"
     models.train(trained)
@@ -68,55 +71,84 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
     if "flights" in choice.workloads:
         ensure_flights(flights_dir())
     measured = Measured()
-    for number in range(rounds):
-        for model, workloads in choice.by_model().items():
-            names = [name for name in SERVERS if name in choice.servers]
-            for name in names if number % 2 == 0 else reversed(names):
-                server = SERVERS[name]
-                if model not in server.models or (name, model) in measured.failures:
+    for model, workloads in choice.by_model().items():
+        with ExitStack() as servers:
+            urls: dict[str, str] = {}
+            for name in choice.servers:
+                if model not in SERVERS[name].models:
                     continue
-                with console.status(f"round {number + 1} of {rounds}: {server.title}, {model}"):
-                    found, reason = _tried(server, model, workloads, choice)
+                with console.status(f"starting {SERVERS[name].title}, {model}"):
+                    url, reason = _started(SERVERS[name], model, workloads, servers)
                 if reason:
-                    measured.failures[name, model] = reason
-                    console.print(f"{server.title}, {model}: {reason}", style="red", markup=False)
-                for workload, connections, result in found:
-                    measured.add(workload, name, connections, result)
-                _tell(console, measured, name, workloads, choice.connections)
+                    _note(console, measured, name, model, reason)
+                else:
+                    urls[name] = url
+            idle = psutil.cpu_percent(_IDLE_S) * (psutil.cpu_count() or 1)
+            measured.idle_percent[model] = idle
+            console.print(f"{model}: {len(urls)} waiting servers take {idle:.0f} % of one core")
+            for number in range(rounds):
+                for name in list(urls) if number % 2 == 0 else list(reversed(urls)):
+                    with console.status(f"round {number + 1} of {rounds}: {name}, {model}"):
+                        try:
+                            found = _measure(SERVERS[name], urls[name], workloads, choice)
+                        except Exception as error:  # an hour's run is not lost for one surprise
+                            del urls[name]
+                            reason = f"{type(error).__name__}: {error}"
+                            _note(console, measured, name, model, reason)
+                            continue
+                    for workload, connections, result in found:
+                        measured.add(workload, name, connections, result)
+                    _tell(console, measured, name, workloads, choice.connections)
     return measured
 
 
-def _tried(
-    server: Server, model: str, workloads: Sequence[Workload], choice: Choice
-) -> tuple[list[_Cell], str]:
-    """Its cells, or why there are none, after a second try."""
+def _started(
+    server: Server, model: str, workloads: Sequence[Workload], servers: ExitStack
+) -> tuple[str, str]:
+    """Its URL and nothing, or nothing and why not, after a second try. It runs, checked and warm,
+    until ``servers`` closes."""
     reason = ""
     for _ in range(2):
-        try:
-            return _measure(server, model, workloads, choice), ""
-        except PeerError as error:
-            reason = str(error)
-        except Exception as error:  # an hour's run is not lost for one server's surprise
-            reason = f"{type(error).__name__}: {error}"
-    return [], reason
+        with ExitStack() as mine:
+            try:
+                folder = mine.enter_context(tempfile.TemporaryDirectory())
+                url = mine.enter_context(server.serve(model, Path(folder)))
+                for workload, form in _forms(server, workloads):
+                    check(workload, form, url)
+                    given = asked(workload, form)
+                    load(url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
+            except PeerError as error:
+                reason = str(error)
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+            else:
+                servers.push(mine.pop_all())
+                return url, ""
+    return "", reason
 
 
 def _measure(
-    server: Server, model: str, workloads: Sequence[Workload], choice: Choice
+    server: Server, url: str, workloads: Sequence[Workload], choice: Choice
 ) -> list[_Cell]:
     found: list[_Cell] = []
-    with tempfile.TemporaryDirectory() as folder, server.serve(model, Path(folder)) as url:
-        for workload in workloads:
-            form = server.binary if workload.binary else server.form
-            if form is None:
-                continue
-            check(workload, form, url)
-            given = asked(workload, form)
-            load(url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
-            for connections in choice.connections:
-                result = load(url, given.bodies, connections, choice.seconds, given.headers)
-                found.append((workload.name, connections, result))
+    for workload, form in _forms(server, workloads):
+        given = asked(workload, form)
+        load(url, given.bodies, _WARM_UP_CONNECTIONS, 1, given.headers)
+        for connections in choice.connections:
+            result = load(url, given.bodies, connections, choice.seconds, given.headers)
+            found.append((workload.name, connections, result))
     return found
+
+
+def _forms(server: Server, workloads: Sequence[Workload]) -> list[tuple[Workload, str]]:
+    """The workloads that it can be asked, and in which form."""
+    forms = ((each, server.binary if each.binary else server.form) for each in workloads)
+    return [(workload, form) for workload, form in forms if form is not None]
+
+
+def _note(console: Console, measured: Measured, name: str, model: str, reason: str) -> None:
+    measured.failures[name, model] = reason
+    console.print(f"{SERVERS[name].title}, {model}: {reason}", style="red", markup=False)
 
 
 def _tell(

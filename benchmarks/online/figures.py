@@ -34,11 +34,12 @@ STEADY = ">= 0.85"
 
 @dataclass
 class Measured:
-    """Loads of every round by (workload, server, connections), and why a server is missing
-    from a model by (server, model)."""
+    """Loads of every round by (workload, server, connections), why a server is missing from a
+    model by (server, model), and what the servers of a model take of one core while they wait."""
 
     loads: dict[tuple[str, str, int], list[Load]] = field(default_factory=dict)
     failures: dict[tuple[str, str], str] = field(default_factory=dict)
+    idle_percent: dict[str, float] = field(default_factory=dict)
 
     def add(self, workload: str, server: str, connections: int, load: Load) -> None:
         """One more round of a cell."""
@@ -121,6 +122,7 @@ def notes(measured: Measured, rounds: int, seconds: int) -> dict[str, Any]:
     return {
         "rounds": rounds,
         "seconds": seconds,
+        "idle_percent": measured.idle_percent,
         "failures": [
             {"server": SERVERS[name].title, "model": model, "reason": reason}
             for (name, model), reason in measured.failures.items()
