@@ -51,7 +51,9 @@ from twinpath.online.gateway.limiting import Limit
 from twinpath.online.gateway.rules import Gateway
 from twinpath.online.gateway.tokens import Tokens
 from twinpath.online.gateway.wishes import Deadlines, MaxRows, Priorities
+from twinpath.online.oip_service import OipService
 from twinpath.online.policy import Priority
+from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.session import free_ports
 
 NOW = dt.datetime.now(dt.UTC)
@@ -503,7 +505,26 @@ async def test_browsers_of_allowed_origins_may_ask():
             "/predict", json={"rows": [{"x": 1}]}, headers={"origin": "https://me"}
         )
         assert answer.headers["access-control-allow-origin"] == "https://me"
+        assert "ratelimit-remaining" in answer.headers["access-control-expose-headers"]
     assert app.frontend.cors
+
+
+async def test_grpc_calls_beside_inference_are_audited_too(tmp_path: Path):
+    key, record = new_key("ann")
+    write_keys(tmp_path / "keys", [record])
+    log = tmp_path / "audit"
+    app = app_with(api_keys=str(tmp_path / "keys"), audit_log=str(log))
+    service = OipService(app.frontend)
+    message = pb.ModelMetadataRequest(name="numbers")
+    for metadata in ((), (("x-api-key", key),)):
+        ask = service.ask("ModelMetadata", metadata, "ipv4:10.0.0.1:4711", None, 9)
+        with contextlib.suppress(AccessError):
+            await service.other("ModelMetadata", message, ask)
+    app.frontend.gate.close()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["principal"], line["code"]) for line in lines] == [
+        (None, AccessError.code), ("ann", "ok")
+    ]  # fmt: skip
 
 
 async def test_ids_that_could_not_stand_in_a_log_are_replaced():

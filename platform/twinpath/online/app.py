@@ -59,6 +59,7 @@ class GraphApp:
                 allow_origins=cors.allow_origins,
                 allow_methods=cors.allow_methods,
                 allow_headers=cors.allow_headers,
+                expose_headers=cors.expose_headers,
                 allow_credentials=cors.allow_credentials,
                 max_age=cors.max_age_s,
             )

@@ -113,12 +113,20 @@ class OipService:
 
     async def other(self, method: str, message: Any, ask: Ask) -> Any:
         """The answer to any other method. Raises TwinpathError."""
-        gate = self._frontend.gate
-        if gate is not None and method not in ("ServerLive", "ServerReady"):
+        gate = None if method in ("ServerLive", "ServerReady") else self._frontend.gate
+        if gate is None:
+            return await oip_grpc.answer(self.plane, method, message, twinpath.__version__)
+        try:
             pending = gate.admit(ask)
             if pending is not None:
                 await pending
-        return await oip_grpc.answer(self.plane, method, message, twinpath.__version__)
+            answer = await oip_grpc.answer(self.plane, method, message, twinpath.__version__)
+        except Exception as error:
+            known = error if isinstance(error, TwinpathError) else TwinpathError
+            gate.done(ask, known.http_status, known.code)
+            raise
+        gate.done(ask, 200, "ok")
+        return answer
 
 
 class _Refused(TwinpathError):

@@ -68,6 +68,11 @@ class CorsArgs(Strict):
     allow_origins: tuple[str, ...] = ()
     allow_methods: tuple[str, ...] = ("GET", "POST")
     allow_headers: tuple[str, ...] = ("*",)
+    #: Headers of answers that a page's scripts may read.
+    expose_headers: tuple[str, ...] = (
+        "x-request-id", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after",
+        "server-timing", "inference-header-content-length",
+    )  # fmt: skip
     allow_credentials: bool = False
     max_age_s: int = Field(600, ge=0)
 
