@@ -1,8 +1,9 @@
 """The same models behind Triton, five Python servers, stock Ray Serve, and Twinpath.
 
 For each model every server is started and asked for known answers. Then rounds take one server
-after the other at every number of connections, while the others wait for requests that do not
-come; every second round goes backwards. What the waiting ones cost is measured and noted.
+after the other at every number of connections, while the processes of the others are stopped with
+SIGSTOP: several poll, one of them for a whole core, even when nobody asks. Every second round goes
+backwards.
 """
 
 import os
@@ -19,13 +20,14 @@ from benchmarks.online import environments, models
 from benchmarks.online.environments import PeerError
 from benchmarks.online.figures import CONNECTIONS, Measured
 from benchmarks.online.peers import SERVERS, Server
+from benchmarks.online.processes import Served
 from benchmarks.online.workloads import WORKLOADS, Workload, asked, check
 from benchmarks.wrk import Load, load
 from graphs.flights_model.schema import flights_dir
 from graphs.flights_model.train import ensure as ensure_flights
 
-SECONDS = 3
-_WARM_UP_S = 2
+SECONDS = 2
+_WARM_UP_S = 1
 _WARM_UP_CONNECTIONS = 8
 _IDLE_S = 5.0
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
@@ -73,28 +75,29 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
     measured = Measured()
     for model, workloads in choice.by_model().items():
         with ExitStack() as servers:
-            urls: dict[str, str] = {}
+            running: dict[str, Served] = {}
             for name in choice.servers:
                 if model not in SERVERS[name].models:
                     continue
                 with console.status(f"starting {SERVERS[name].title}, {model}"):
-                    url, reason = _started(SERVERS[name], model, workloads, servers)
-                if reason:
-                    _note(console, measured, name, model, reason)
+                    served = _started(SERVERS[name], model, workloads, servers)
+                if isinstance(served, str):
+                    _note(console, measured, name, model, served)
                 else:
-                    urls[name] = url
+                    running[name] = served
             idle = psutil.cpu_percent(_IDLE_S) * (psutil.cpu_count() or 1)
             measured.idle_percent[model] = idle
-            console.print(f"{model}: {len(urls)} waiting servers take {idle:.0f} % of one core")
+            console.print(f"{model}: {len(running)} stopped servers take {idle:.0f} % of one core")
             for number in range(rounds):
-                for name in list(urls) if number % 2 == 0 else list(reversed(urls)):
+                for name in list(running) if number % 2 == 0 else list(reversed(running)):
                     with console.status(f"round {number + 1} of {rounds}: {name}, {model}"):
                         try:
-                            found = _measure(SERVERS[name], urls[name], workloads, choice)
+                            found = _measure(SERVERS[name], running[name], workloads, choice)
                         except Exception as error:  # an hour's run is not lost for one surprise
-                            del urls[name]
-                            reason = f"{type(error).__name__}: {error}"
-                            _note(console, measured, name, model, reason)
+                            del running[name]
+                            _note(
+                                console, measured, name, model, f"{type(error).__name__}: {error}"
+                            )
                             continue
                     for workload, connections, result in found:
                         measured.add(workload, name, connections, result)
@@ -104,39 +107,45 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
 
 def _started(
     server: Server, model: str, workloads: Sequence[Workload], servers: ExitStack
-) -> tuple[str, str]:
-    """Its URL and nothing, or nothing and why not, after a second try. It runs, checked and warm,
-    until ``servers`` closes."""
+) -> Served | str:
+    """The server, checked, warm and paused, until ``servers`` closes; or why there is none, after
+    a second try."""
     reason = ""
     for _ in range(2):
         with ExitStack() as mine:
             try:
                 folder = mine.enter_context(tempfile.TemporaryDirectory())
-                url = mine.enter_context(server.serve(model, Path(folder)))
+                served = mine.enter_context(server.serve(model, Path(folder)))
+                mine.callback(served.resume)  # or it could not end
                 for workload, form in _forms(server, workloads):
-                    check(workload, form, url)
+                    check(workload, form, served.url)
                     given = asked(workload, form)
-                    load(url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
+                    load(served.url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
+                served.pause()
             except PeerError as error:
                 reason = str(error)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
             else:
                 servers.push(mine.pop_all())
-                return url, ""
-    return "", reason
+                return served
+    return reason
 
 
 def _measure(
-    server: Server, url: str, workloads: Sequence[Workload], choice: Choice
+    server: Server, served: Served, workloads: Sequence[Workload], choice: Choice
 ) -> list[_Cell]:
     found: list[_Cell] = []
-    for workload, form in _forms(server, workloads):
-        given = asked(workload, form)
-        load(url, given.bodies, _WARM_UP_CONNECTIONS, 1, given.headers)
-        for connections in choice.connections:
-            result = load(url, given.bodies, connections, choice.seconds, given.headers)
-            found.append((workload.name, connections, result))
+    served.resume()
+    try:
+        for workload, form in _forms(server, workloads):
+            given = asked(workload, form)
+            load(served.url, given.bodies, _WARM_UP_CONNECTIONS, _WARM_UP_S, given.headers)
+            for connections in choice.connections:
+                result = load(served.url, given.bodies, connections, choice.seconds, given.headers)
+                found.append((workload.name, connections, result))
+    finally:
+        served.pause()
     return found
 
 

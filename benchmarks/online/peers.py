@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks.online import environments, served
 from benchmarks.online.environments import PeerError
 from benchmarks.online.models import ANSWER_WIDTH, MAX_BATCH, WIDTH
-from benchmarks.online.processes import running
+from benchmarks.online.processes import Served, running
 from twinpath.online.session import free_ports
 
 _SERVERS = "benchmarks.online.servers"
@@ -24,12 +24,12 @@ _TENSORS = ("tabular", "torch", "echo")
 
 @dataclass(frozen=True)
 class Server:
-    """``serve(model, folder)`` runs it for a block and gives the inference URL; it raises
-    PeerError. ``binary`` is None where it has no binary form; ``python`` marks the servers among
-    which the best Python peer is looked for."""
+    """``serve(model, folder)`` runs it for a block; it raises PeerError. ``binary`` is None where
+    it has no binary form; ``python`` marks the servers among which the best Python peer is looked
+    for."""
 
     title: str
-    serve: Callable[[str, Path], AbstractContextManager[str]]
+    serve: Callable[[str, Path], AbstractContextManager[Served]]
     form: str
     binary: str | None = None
     models: tuple[str, ...] = _TENSORS
@@ -37,7 +37,7 @@ class Server:
 
 
 @contextlib.contextmanager
-def triton(model: str, folder: Path) -> Iterator[str]:
+def triton(model: str, folder: Path) -> Iterator[Served]:
     """The Python backend with one instance, which gets the largest batches, and 4 HTTP threads:
     of 1 and 2 instances, 2, 4 and 8 threads, none was clearly faster on 2 cores."""
     place = environments.ensure("triton")
@@ -65,23 +65,23 @@ def triton(model: str, folder: Path) -> Iterator[str]:
         "--allow-metrics=false",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/v2/health/ready", folder, _env(place, model) | library):
-        yield f"{url}/v2/models/{model}/infer"
+    with running(command, f"{url}/v2/health/ready", folder, _env(place, model) | library) as family:
+        yield Served(f"{url}/v2/models/{model}/infer", family)
 
 
 @contextlib.contextmanager
-def litserve(model: str, folder: Path) -> Iterator[str]:
+def litserve(model: str, folder: Path) -> Iterator[Served]:
     """See servers/litserve_api.py for its settings."""
     place = environments.ensure("litserve")
     [port] = free_ports(1)
     command = [str(place / "bin" / "python"), "-m", f"{_SERVERS}.litserve_api", model, str(port)]
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/health", folder, _env(place, model)):
-        yield f"{url}/predict"
+    with running(command, f"{url}/health", folder, _env(place, model)) as family:
+        yield Served(f"{url}/predict", family)
 
 
 @contextlib.contextmanager
-def mlserver(model: str, folder: Path) -> Iterator[str]:
+def mlserver(model: str, folder: Path) -> Iterator[Served]:
     """Adaptive batching on; a longer wait than 0.1 ms costs a lone connection all of it. In its own
     process: parallel workers cost a copy of each request to another process, which these models
     do not repay."""
@@ -100,12 +100,12 @@ def mlserver(model: str, folder: Path) -> Iterator[str]:
     (folder / "model-settings.json").write_text(json.dumps(described))
     url = f"http://127.0.0.1:{ports[0]}"
     command = [str(place / "bin" / "mlserver"), "start", str(folder)]
-    with running(command, f"{url}/v2/models/{model}/ready", folder, _env(place, model)):
-        yield f"{url}/v2/models/{model}/infer"
+    with running(command, f"{url}/v2/models/{model}/ready", folder, _env(place, model)) as family:
+        yield Served(f"{url}/v2/models/{model}/infer", family)
 
 
 @contextlib.contextmanager
-def kserve(model: str, folder: Path) -> Iterator[str]:
+def kserve(model: str, folder: Path) -> Iterator[Served]:
     """Two workers, which beat one on 2 cores; no gRPC, logs of requests off."""
     place = environments.ensure("kserve")
     [port] = free_ports(1)
@@ -118,12 +118,12 @@ def kserve(model: str, folder: Path) -> Iterator[str]:
         "--enable_latency_logging", "false", "--log_config_file", str(folder / "log.json"),
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/v2/health/ready", folder, _env(place, model)):
-        yield f"{url}/v2/models/{model}/infer"
+    with running(command, f"{url}/v2/health/ready", folder, _env(place, model)) as family:
+        yield Served(f"{url}/v2/models/{model}/infer", family)
 
 
 @contextlib.contextmanager
-def bentoml(model: str, folder: Path) -> Iterator[str]:
+def bentoml(model: str, folder: Path) -> Iterator[Served]:
     """See servers/bentoml_service.py for its settings."""
     place = environments.ensure("bentoml")
     [port] = free_ports(1)
@@ -133,12 +133,12 @@ def bentoml(model: str, folder: Path) -> Iterator[str]:
     ]  # fmt: skip
     home = {"BENTOML_HOME": str(folder / "bentoml"), "BENTOML_DO_NOT_TRACK": "True"}
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/readyz", folder, _env(place, model) | home):
-        yield f"{url}/predict"
+    with running(command, f"{url}/readyz", folder, _env(place, model) | home) as family:
+        yield Served(f"{url}/predict", family)
 
 
 @contextlib.contextmanager
-def mlflow(model: str, folder: Path) -> Iterator[str]:
+def mlflow(model: str, folder: Path) -> Iterator[Served]:
     """One worker, and no batching, which it has none of. With two its server answers a lone
     connection in 44 ms instead of 2, and 32 connections no faster."""
     place = environments.ensure("mlflow")
@@ -157,8 +157,8 @@ def mlflow(model: str, folder: Path) -> Iterator[str]:
         "127.0.0.1", "--port", str(port), "--env-manager", "local", "--workers", "1",
     ]  # fmt: skip
     url = f"http://127.0.0.1:{port}"
-    with running(command, f"{url}/ping", folder, env):
-        yield f"{url}/invocations"
+    with running(command, f"{url}/ping", folder, env) as family:
+        yield Served(f"{url}/invocations", family)
 
 
 def _packages() -> str:

@@ -1,4 +1,5 @@
-"""A server in processes of its own: started, awaited, and ended with all its children."""
+"""A server in processes of its own: started, awaited, stopped while others are measured, and ended
+with all its children."""
 
 import contextlib
 import os
@@ -7,7 +8,8 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -17,11 +19,34 @@ from benchmarks.online.environments import PeerError
 _READY_S = 90.0
 
 
+@dataclass(frozen=True)
+class Served:
+    """A server that runs: its inference URL, and its processes. Between ``pause`` and ``resume``
+    it takes nothing of the machine's cores; some servers poll even when nobody asks them."""
+
+    url: str
+    processes: Callable[[], Sequence[psutil.Process]]
+
+    def pause(self) -> None:
+        """Stop every process where it is."""
+        self._send(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let every process go on."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, number: int) -> None:
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(number)
+
+
 @contextlib.contextmanager
 def running(
     command: Sequence[str], ready_url: str, folder: Path, env: Mapping[str, str]
-) -> Iterator[None]:
-    """The command in ``folder`` while the block runs, from when ``ready_url`` answers 200.
+) -> Iterator[Callable[[], Sequence[psutil.Process]]]:
+    """The command in ``folder`` while the block runs, from when ``ready_url`` answers 200; gives
+    what lists its processes.
 
     Raises PeerError with the end of its log when it ends or is not ready in time.
     """
@@ -33,7 +58,7 @@ def running(
         )  # fmt: skip
     try:
         _wait(process, ready_url, log)
-        yield
+        yield lambda: _family(process)
     finally:
         _end(process)
 
@@ -54,11 +79,7 @@ def _wait(process: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
     """Ask, then force: the process, its children, and whatever else is in its session."""
-    family = [psutil.Process(process.pid)] if process.poll() is None else []
-    for parent in list(family):
-        with contextlib.suppress(psutil.Error):
-            family += parent.children(recursive=True)
-    family += [each for each in _session(process.pid) if each not in family]
+    family = _family(process)
     if process.poll() is None:
         process.send_signal(signal.SIGTERM)
     _, alive = psutil.wait_procs(family, timeout=5)
@@ -66,6 +87,14 @@ def _end(process: "subprocess.Popen[bytes]") -> None:
         with contextlib.suppress(psutil.Error):
             each.kill()
     process.wait(timeout=10)
+
+
+def _family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
+    family = [psutil.Process(process.pid)] if process.poll() is None else []
+    for parent in list(family):
+        with contextlib.suppress(psutil.Error):
+            family += parent.children(recursive=True)
+    return family + [each for each in _session(process.pid) if each not in family]
 
 
 def _session(leader: int) -> list[psutil.Process]:
