@@ -1,0 +1,17 @@
+"""What holds for every test."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start servers share two cores with all that they start: one that fails is run
+    again, at most twice. The closing line of pytest counts these; tests in one process get none."""
+    again = pytest.mark.flaky(reruns=2, reruns_delay=3)
+    for item in items:
+        folder = item.path.relative_to(HERE).parts[0] if item.path.is_relative_to(HERE) else ""
+        if folder != "unit" and item.get_closest_marker("flaky") is None:
+            item.add_marker(again)
