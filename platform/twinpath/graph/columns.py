@@ -93,18 +93,22 @@ class Outcome:
         """One outcome for each run of ``sizes[i]`` consecutive rows; the sizes add up to n."""
         parts: list[Outcome] = []
         start = 0
+        items = list(self.columns.items())
+        if self.ok:
+            for size in sizes:
+                stop = start + size
+                columns = {name: values[start:stop] for name, values in items}
+                parts.append(Outcome(size, columns, positions(size), {}))
+                start = stop
+            return parts
         for size in sizes:
             stop = start + size
-            if self.ok:
-                columns = {name: values[start:stop] for name, values in self.columns.items()}
-                parts.append(Outcome.success(columns, size))
-            else:
-                low, high = np.searchsorted(self.rows, (start, stop))
-                columns = {name: values[low:high] for name, values in self.columns.items()}
-                errors = {
-                    row - start: error for row, error in self.errors.items() if start <= row < stop
-                }
-                parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
+            low, high = np.searchsorted(self.rows, (start, stop))
+            columns = {name: values[low:high] for name, values in items}
+            errors = {
+                row - start: error for row, error in self.errors.items() if start <= row < stop
+            }
+            parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
             start = stop
         return parts
 

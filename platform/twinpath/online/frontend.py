@@ -62,7 +62,7 @@ class Frontend:
         #: Told of every request, the status of its answer and its seconds, for metrics.
         self.observe: Callable[[Ask, int, float], None] | None = None
         self._ids = itertools.count()
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex().encode()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
         self.waiting: set[asyncio.Task[None]] = set()
 
@@ -70,7 +70,7 @@ class Frontend:
         """What the gateway's rules see of a request over HTTP."""
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _VISIBLE.match(request_id):
-            request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+            request_id = b"%b%08x" % (self._id_prefix, next(self._ids))
         return Ask(
             graph=self.plane.name,
             headers=headers,

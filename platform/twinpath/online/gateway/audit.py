@@ -49,6 +49,8 @@ class AuditLog:
     be written, are counted, and the count is a line of its own. ``path`` None is standard output.
     """
 
+    passive = True
+
     def __init__(self, path: Path | None, graph: str) -> None:
         self._path, self._graph = path, graph
         self._lines: collections.deque[_Line] = collections.deque()

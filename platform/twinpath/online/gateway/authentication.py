@@ -69,7 +69,9 @@ def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.max_priority = principal.max_priority
     if not principal.may_use(ask.graph):
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
-    return admit_in_turn(principal.limits, ask) if principal.limits else None
+    if not principal.limits:
+        return None
+    return admit_in_turn(tuple(limit.admit for limit in principal.limits), ask)
 
 
 def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
