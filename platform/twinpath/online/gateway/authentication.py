@@ -52,9 +52,9 @@ class Authentication:
         for authenticator in self._authenticators:
             if authenticator.reads(credentials):
                 found = authenticator.principal(credentials)
-                if isinstance(found, Principal):
+                if type(found) is Principal:
                     return _let_in(ask, found)
-                return _when(found, ask)
+                return _when(found, ask)  # type: ignore[arg-type]  # it is awaitable
         raise AccessError("these credentials are of no kind that is accepted here")
 
 

@@ -1,5 +1,6 @@
 """The gateway: a visible list of rules that every request passes, over HTTP and gRPC alike."""
 
+import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -83,9 +84,9 @@ class Gateway:
             return []
         amount, remaining, reset_s = nearest
         return [
-            (b"ratelimit-limit", b"%d" % amount),
+            _numbered(b"ratelimit-limit", amount),
             (b"ratelimit-remaining", b"%d" % remaining),
-            (b"ratelimit-reset", b"%d" % (reset_s + 0.999)),
+            _numbered(b"ratelimit-reset", int(reset_s + 0.999)),
         ]
 
     def done(self, ask: Ask, status: int, code: str) -> None:
@@ -97,6 +98,12 @@ class Gateway:
         """Let rules finish what they hold, such as lines of a log."""
         for rule in self.rules:
             getattr(rule, "close", lambda: None)()
+
+
+@functools.lru_cache(1024)
+def _numbered(name: bytes, number: int) -> tuple[bytes, bytes]:
+    """A header whose value is one of few."""
+    return name, b"%d" % number
 
 
 def admit_in_turn(admits: tuple[Admit, ...], ask: Ask) -> Awaitable[None] | None:
