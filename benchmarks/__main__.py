@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import gateway_cost, offline_flights, online_fused
+from benchmarks import gateway_cost, memory, offline_flights, online_fused
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -14,6 +14,7 @@ ALL = {
     "online_fused": online_fused,
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
+    "memory": memory,
     "online": bench,
 }
 ROUNDS = 3
@@ -45,7 +46,9 @@ def main() -> None:
         parser.error("name one benchmark, or pass --all")
     choice = publishing.chosen(given)
     if given.name != "online" and not choice.whole:
-        parser.error("--only, --peers, --connections and --seconds are the online benchmark's")
+        parser.error(
+            "--only, --peers, --connections, --seconds and --merge are the online benchmark's"
+        )
     for name in ALL if given.all else (given.name,):
         console.print(f"written: {_run(name, given.rounds, console, choice)}")
 
