@@ -48,6 +48,9 @@ class FeatureRepo:
         self._stop = threading.Event()
         self._watching: threading.Thread | None = None
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return FeatureRepo, (self._given,)
+
     @property
     def store(self) -> Any:
         """The ``feast.FeatureStore``. Its registry is never refreshed by a read: see watch()."""
