@@ -109,7 +109,7 @@ class RowMaker:
         errors = np.full(len(missing), None, dtype=object)
         for row in np.flatnonzero(missing).tolist():
             rows = next(rows for rows in views if not rows.found[row])
-            keys = ", ".join(f"{key}={given[key][row]!r}" for key in rows.view.entity_keys)
+            keys = ", ".join(f"{key}={given[key][row : row + 1].tolist()[0]!r}" for key in rows.view.entity_keys)
             errors[row] = f"view {rows.view.title!r} has no features that hold for {keys}"
         return errors
 
@@ -126,9 +126,9 @@ def declared_types(kinds: Mapping[str, str], on_missing: OnMissing) -> dict[str,
 
 def _null_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     if values.dtype.kind == "f":
-        return np.isnan(values)
+        return np.asarray(np.isnan(values))
     if values.dtype.kind == "M":
-        return np.isnat(values)
+        return np.asarray(np.isnat(values))
     if values.dtype.kind == "O":
         return np.array([value is None for value in values], dtype=bool)
     return np.zeros(len(values), dtype=bool)
@@ -201,13 +201,13 @@ def _compute(
         answer = transformation.transform(pd.DataFrame(inputs))
     computed = {}
     for name, kind in view.features.items():
-        values = list(answer[name]) if name in answer else []
-        if len(values) != n:
+        listed = list(answer[name]) if name in answer else []
+        if len(listed) != n:
             raise NodeContractError(
                 f"view on demand {view.name!r}, feature {name!r}: expected {n} values, got "
-                f"{len(values)}: its transformation must give one for each row"
+                f"{len(listed)}: its transformation must give one for each row"
             )
-        computed[view.name, name] = _from_answer(values, kind)
+        computed[view.name, name] = _from_answer(listed, kind)
     return computed
 
 
