@@ -109,7 +109,9 @@ class RowMaker:
         errors = np.full(len(missing), None, dtype=object)
         for row in np.flatnonzero(missing).tolist():
             rows = next(rows for rows in views if not rows.found[row])
-            keys = ", ".join(f"{key}={given[key][row : row + 1].tolist()[0]!r}" for key in rows.view.entity_keys)
+            keys = ", ".join(
+                f"{key}={given[key][row : row + 1].tolist()[0]!r}" for key in rows.view.entity_keys
+            )
             errors[row] = f"view {rows.view.title!r} has no features that hold for {keys}"
         return errors
 
