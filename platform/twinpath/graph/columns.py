@@ -71,7 +71,7 @@ class Outcome:
 
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
     #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
-    #: ``notes``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
+    #: ``remarks``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
     """
 
     n: int
@@ -79,7 +79,7 @@ class Outcome:
     rows: Rows
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
@@ -107,7 +107,7 @@ class Outcome:
                     row - start: error for row, error in self.errors.items() if start <= row < stop
                 }
                 parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
-            parts[-1].notes = self.notes
+            parts[-1].remarks = self.remarks
             start = stop
         return parts
 
@@ -123,5 +123,5 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
         for part, start in zip(parts, starts, strict=False)
         for row, error in part.errors.items()
     }
-    notes = {subject: text for part in parts for subject, text in part.notes.items()}
-    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors, notes=notes)
+    remarks = {subject: text for part in parts for subject, text in part.remarks.items()}
+    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks)

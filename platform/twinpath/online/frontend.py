@@ -182,9 +182,10 @@ class Exchange:
         except Exception as error:
             self._refuse(error)
             return
-        if result.notes:
+        if result.remarks:
             answer.headers += [
-                (b"x-" + subject.encode(), text.encode()) for subject, text in result.notes.items()
+                (b"x-" + subject.encode(), text.encode())
+                for subject, text in result.remarks.items()
             ]
         code = "ok" if answer.status < 400 else "row_failed"
         self._finish(answer, code, timing, time.monotonic() - started_s)
