@@ -71,6 +71,7 @@ class Outcome:
 
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
     #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
+    #: ``remarks``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
     """
 
     n: int
@@ -78,6 +79,7 @@ class Outcome:
     rows: Rows
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
@@ -98,7 +100,7 @@ class Outcome:
             for size in sizes:
                 stop = start + size
                 columns = {name: values[start:stop] for name, values in items}
-                parts.append(Outcome(size, columns, positions(size), {}))
+                parts.append(Outcome(size, columns, positions(size), {}, remarks=self.remarks))
                 start = stop
             return parts
         for size in sizes:
@@ -109,6 +111,7 @@ class Outcome:
                 row - start: error for row, error in self.errors.items() if start <= row < stop
             }
             parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
+            parts[-1].remarks = self.remarks
             start = stop
         return parts
 
@@ -124,4 +127,5 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
         for part, start in zip(parts, starts, strict=False)
         for row, error in part.errors.items()
     }
-    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors)
+    remarks = {subject: text for part in parts for subject, text in part.remarks.items()}
+    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks)

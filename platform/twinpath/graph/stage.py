@@ -18,6 +18,7 @@ from twinpath.errors import (
     did_you_mean,
 )
 from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, joined, row_count, take
+from twinpath.graph.context import collect_remarks
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
@@ -55,6 +56,7 @@ class NodeRunner:
         """The node's own columns for n rows. Raises NodeContractError for a broken contract;
         a row for which ``predict`` raises becomes that row's error."""
         n = row_count(columns)
+        remarks = collect_remarks()
         try:
             result = await self._predict(columns)
         except (RowFailedError, InputError) as error:
@@ -63,7 +65,9 @@ class NodeRunner:
             raise
         except Exception as error:
             return await self._isolate(columns, n, error)
-        return self._checked(result, n)
+        outcome = self._checked(result, n)
+        outcome.remarks = remarks
+        return outcome
 
     async def _predict(self, columns: Columns) -> Any:
         started = time.perf_counter()
@@ -267,7 +271,7 @@ class Executor:
         for row in lost:
             text = "no branch of the graph gave this row an output: check the where= conditions"
             errors[row] = RowError(NodeContractError.code, text)
-        return Outcome(state.n, columns, rows, errors, state.nodes_s)
+        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.remarks)
 
     def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:
         """The output if all rows went one way and nothing failed, as nearly always."""
@@ -280,7 +284,7 @@ class Executor:
         columns = self._output_columns(frame, wanted)
         if plan.output_schema.check_output(columns):
             return None
-        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s)
+        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.remarks)
 
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
@@ -324,6 +328,7 @@ class Executor:
             started_s = time.perf_counter()
             outcome = await self._calls[step.id](self._given(step, frame))
             state.nodes_s[step.name] = time.perf_counter() - started_s
+            state.remarks |= outcome.remarks
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):
             written = {name: kind.filled(0) for name, kind in (step.outputs or {}).items()}
         else:

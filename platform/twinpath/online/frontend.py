@@ -182,6 +182,11 @@ class Exchange:
         except Exception as error:
             self._refuse(error)
             return
+        if result.remarks:
+            answer.headers += [
+                (b"x-" + subject.encode(), text.encode())
+                for subject, text in result.remarks.items()
+            ]
         code = "ok" if answer.status < 400 else "row_failed"
         self._finish(answer, code, timing, time.monotonic() - started_s)
 
