@@ -197,6 +197,12 @@ def test_reports_that_came_late_do_not_hide_errors_of_the_last_step():
     assert story.seconds(60, before=0, now=200, failing=0.05).action is Action.ROLL_BACK
 
 
+def test_mirrored_calls_are_slow_by_design_and_not_blamed_for_it():
+    story = Story(shadow_first=0.5, minimum_samples=10**9)
+    assert story.state.step == -1
+    assert story.seconds(60, time_s=0.02).action is Action.HOLD
+
+
 def test_slow_calls_of_both_versions_are_no_fault_of_one():
     story = Story()
     for second in range(60):

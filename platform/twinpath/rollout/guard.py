@@ -111,7 +111,8 @@ class Guard:
         incumbent = empty.versions.get(self._state.incumbent, none)
         challenger = empty.versions.get(self._state.challenger, none)
         self._errors.see(incumbent.overall, challenger.overall)
-        self._latency.see(incumbent.latency, challenger.latency)
+        if not self._state.mirror:  # mirrored calls go behind all others: their times say nothing
+            self._latency.see(incumbent.latency, challenger.latency)
         self._scores.see(incumbent, challenger)
         self._samples += challenger.overall.rows
 
