@@ -203,6 +203,11 @@ def test_mirrored_calls_are_slow_by_design_and_not_blamed_for_it():
     assert story.seconds(60, time_s=0.02).action is Action.HOLD
 
 
+def test_calls_with_most_of_the_rows_are_not_blamed_for_taking_longer():
+    story = Story(kind=Kind.AB, steps=(0.9,), minimum_samples=10**9)
+    assert story.seconds(60, before=20, now=200, time_s=0.02).action is Action.HOLD
+
+
 def test_slow_calls_of_both_versions_are_no_fault_of_one():
     story = Story()
     for second in range(60):
