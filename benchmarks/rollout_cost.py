@@ -9,7 +9,6 @@ from statistics import median
 import yaml
 from rich.console import Console
 
-from benchmarks import rollout_graphs
 from benchmarks.online.served import ROOT
 from benchmarks.report import Row
 from benchmarks.wrk import Load, load
@@ -24,6 +23,8 @@ WAYS = ("recorded", "unrecorded")
 
 def run(rounds: int, console: Console) -> list[Row]:
     """Medians of alternated rounds, nine at least. Raises SystemExit when a request fails."""
+    from benchmarks import rollout_graphs
+
     rounds = max(rounds, ROUNDS)
     seen: dict[str, list[Load]] = {way: [] for way in WAYS}
     bodies = rollout_graphs.bodies()
