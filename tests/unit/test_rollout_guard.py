@@ -357,5 +357,5 @@ def test_scores_that_shifted_are_rolled_back_at_the_first_step():
 
 def test_equal_models_are_promoted():
     """Two hundred of them are in the benchmark; its result is committed."""
-    for seed in range(10, 16):
+    for seed in range(10, 13):
         assert rollout(incumbent, seed=seed, tick_s=4).state.status is Status.PROMOTED
