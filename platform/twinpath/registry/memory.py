@@ -14,9 +14,8 @@ from twinpath.errors import MemoryBudgetError, MissingExtraError
 
 #: Part of the memory that is never promised to a model.
 HEADROOM = 0.125
-#: Address space that a load may take beyond what the budget allows: thread stacks and arenas are
-#: reserved, and never used, in pieces of 64 MiB.
-_SLACK_BYTES = 1 << 30
+#: What a load may reserve beyond what the budget allows: libraries, stacks and arenas of threads.
+_SLACK_BYTES = 512 << 20
 #: A model in memory takes about this multiple of its files; loading needs both for a moment.
 GROWTH = 2.0
 _CGROUP_LIMITS = (
@@ -97,7 +96,8 @@ def _cache_bytes(cgroup: Path) -> int:
 @contextlib.contextmanager
 def limited(extra_bytes: int) -> Iterator[None]:
     """This process may take at most about ``extra_bytes`` more inside; asking for more raises
-    MemoryError. The limit is the process's (RLIMIT_AS), so it is wide enough for all others in it.
+    MemoryError. The limit is the process's (RLIMIT_DATA: private memory that can be written), so it
+    is wide enough for all others in it.
     """
     try:
         import resource
@@ -105,16 +105,23 @@ def limited(extra_bytes: int) -> Iterator[None]:
         yield
         return
     with _limiting:
-        before = resource.getrlimit(resource.RLIMIT_AS)
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        limit = pages * resource.getpagesize() + extra_bytes + _SLACK_BYTES
+        before = resource.getrlimit(resource.RLIMIT_DATA)
+        limit = _data_bytes() + extra_bytes + _SLACK_BYTES
         if before[1] != resource.RLIM_INFINITY:
             limit = min(limit, before[1])
-        resource.setrlimit(resource.RLIMIT_AS, (limit, before[1]))
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
         try:
             yield
         finally:
-            resource.setrlimit(resource.RLIMIT_AS, before)
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int:
+    """What counts against RLIMIT_DATA now."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmData:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def give_back() -> None:
