@@ -41,12 +41,14 @@ class Frame:
 
 @dataclass(slots=True)
 class State:
-    """A batch under way: frames by step id, the rows that have failed, seconds by node."""
+    """A batch under way: frames by step id, the rows that have failed, seconds and notes by
+    node."""
 
     n: int
     frames: dict[int, Frame] = field(default_factory=dict)
     errors: dict[int, RowError] = field(default_factory=dict)
     nodes_s: dict[str, float] = field(default_factory=dict)
+    notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
 
     def fail(self, rows: Rows, errors: dict[int, RowError]) -> None:
         """Record errors by position in ``rows``; a row's first error stays."""

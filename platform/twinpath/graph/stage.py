@@ -17,7 +17,17 @@ from twinpath.errors import (
     TwinpathError,
     did_you_mean,
 )
-from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, joined, row_count, take
+from twinpath.graph.columns import (
+    NOTE,
+    ROW_ERROR,
+    Columns,
+    Outcome,
+    RowError,
+    joined,
+    positions,
+    row_count,
+    take,
+)
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
@@ -100,7 +110,8 @@ class NodeRunner:
                 f"got {type(result).__name__}"
             )
         failed = result.get(ROW_ERROR)
-        result = {name: values for name, values in result.items() if name != ROW_ERROR}
+        noted = {name: values for name, values in result.items() if name.startswith(NOTE)}
+        result = {n: v for n, v in result.items() if n != ROW_ERROR and n not in noted}
         outputs = result if step.outputs is None else step.outputs
         for name in result:
             if name not in outputs:
@@ -108,8 +119,8 @@ class NodeRunner:
                     f"node {step.name!r} returned column {name!r}, which its outputs do not "
                     f"declare.{did_you_mean(name, outputs)}"
                 )
-        for name in (*result, *(() if failed is None else (ROW_ERROR,))):
-            values = failed if name == ROW_ERROR else result[name]
+        given = result | noted if failed is None else {**result, **noted, ROW_ERROR: failed}
+        for name, values in given.items():
             if not isinstance(values, np.ndarray) or values.ndim == 0 or len(values) != n:
                 got = f"shape {values.shape}" if isinstance(values, np.ndarray) else type(values)
                 raise NodeContractError(
@@ -117,15 +128,19 @@ class NodeRunner:
                     f"(as many as it was given), got {got}"
                 )
         columns = self._conformed(result) if step.outputs is not None else result
+        notes = {}
+        if noted:
+            kept = {name[len(NOTE) :]: values for name, values in noted.items()}
+            notes[step.name] = (positions(n), kept)
         if failed is None:
-            return Outcome.success(columns, n)
+            return Outcome(n, columns, positions(n), {}, notes=notes)
         good = np.array([value is None for value in failed], dtype=bool)
         errors = {
             int(i): RowError(RowFailedError.code, f"node {step.name!r}: {failed[i]}", step.name)
             for i in np.flatnonzero(~good)
         }
         rows = np.flatnonzero(good)
-        return Outcome(n, take(columns, rows), rows, errors)
+        return Outcome(n, take(columns, rows), rows, errors, notes=notes)
 
     def _conformed(self, result: Columns) -> Columns:
         columns: Columns = {}
@@ -267,7 +282,7 @@ class Executor:
         for row in lost:
             text = "no branch of the graph gave this row an output: check the where= conditions"
             errors[row] = RowError(NodeContractError.code, text)
-        return Outcome(state.n, columns, rows, errors, state.nodes_s)
+        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.notes)
 
     def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:
         """The output if all rows went one way and nothing failed, as nearly always."""
@@ -280,7 +295,7 @@ class Executor:
         columns = self._output_columns(frame, wanted)
         if plan.output_schema.check_output(columns):
             return None
-        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s)
+        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.notes)
 
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
@@ -324,6 +339,8 @@ class Executor:
             started_s = time.perf_counter()
             outcome = await self._calls[step.id](self._given(step, frame))
             state.nodes_s[step.name] = time.perf_counter() - started_s
+            for node, (rows, noted) in outcome.notes.items():
+                state.notes[node] = (frame.rows[rows], noted)
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):
             written = {name: kind.filled(0) for name, kind in (step.outputs or {}).items()}
         else:

@@ -41,6 +41,8 @@ class Ask:
     rows: int = 0
     request_id: bytes = b""
     principal: str | None = None
+    #: Whether the caller may use the admin API: only one who was authenticated can.
+    admin: bool = False
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
     #: No request may have a higher one, whatever it asks for.

@@ -61,6 +61,8 @@ class Frontend:
         self.cors = False
         #: Told of every request, the status of its answer and its seconds, for metrics.
         self.observe: Callable[[Ask, int, float], None] | None = None
+        #: Told of outcomes that nodes noted something of, so that feedback finds them again.
+        self.remember: Callable[[Ask, Outcome], None] | None = None
         self._ids = itertools.count()
         self._id_prefix = os.urandom(6).hex()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
@@ -177,6 +179,8 @@ class Exchange:
             return
         assert self._call is not None
         started_s = time.monotonic()
+        if result.notes and self._frontend.remember is not None:
+            self._frontend.remember(self._ask, result)
         try:
             answer = self._call.encode(result)
         except Exception as error:

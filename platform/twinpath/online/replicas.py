@@ -136,7 +136,7 @@ class PlacedNode:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
             }
-            return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
+            return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
         return outcome
 
     def ready(self) -> bool:
