@@ -1,5 +1,5 @@
-"""A version that is wrong in any way takes no traffic: what served goes on, and the reason is said in
-the node's status and in the registry."""
+"""A version that is wrong in any way takes no traffic: what served goes on, and the reason is said
+in the node's status and in the registry."""
 
 import json
 import zipfile
