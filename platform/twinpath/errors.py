@@ -23,6 +23,14 @@ TwinpathError
 │       └── QuotaError         quota_exceeded      429  the client's quota is used up
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
 ├── ClientClosedError      client_closed_request   499  the client hung up before its rows were run
+├── RegistryError              registry            503  the model registry does not answer
+├── ModelError                 model_refused       500  a registered version cannot be served
+│   ├── ArtifactError          artifact            500  its files are missing, damaged or unreadable
+│   ├── UntrustedModelError    untrusted_model     500  it would run code, and nobody vouched for it
+│   ├── SignatureError         signature           500  its columns are not the node's
+│   ├── ModelLoadError         model_load          500  loading it failed
+│   ├── ModelCheckError        model_check         500  its answers are wrong or too slow
+│   └── MemoryBudgetError      memory_budget       500  it does not fit the memory budget
 └── BatchJobError              batch_job           500  a batch job could not run or finish
 """
 
@@ -196,6 +204,55 @@ class ClientClosedError(TwinpathError):
 
     code = "client_closed_request"
     http_status = 499
+
+
+class RegistryError(TwinpathError):
+    """The model registry does not answer, or not in time."""
+
+    code = "registry"
+    http_status = 503
+
+
+class ModelError(TwinpathError):
+    """A registered version cannot be served; base of the reasons why."""
+
+    code = "model_refused"
+
+
+class ArtifactError(ModelError):
+    """The files of a version are missing, damaged or not readable."""
+
+    code = "artifact"
+
+
+class UntrustedModelError(ModelError):
+    """Loading a version would run code that nobody vouched for."""
+
+    code = "untrusted_model"
+
+
+class SignatureError(ModelError):
+    """The columns that a version reads or returns are not those of its node."""
+
+    code = "signature"
+
+
+class ModelLoadError(ModelError):
+    """Loading a version failed."""
+
+    code = "model_load"
+
+
+class ModelCheckError(ModelError):
+    """The answers of a version are wrong, or come too slowly."""
+
+    code = "model_check"
+
+
+class MemoryBudgetError(ModelError):
+    """A version does not fit the memory budget."""
+
+    code = "memory_budget"
 
 
 class BatchJobError(TwinpathError):
