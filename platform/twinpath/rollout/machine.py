@@ -97,6 +97,13 @@ class Transition:
     instructions: tuple[Instruction, ...] = ()
 
 
+_ENDS = {
+    Ending.PROMOTE: Status.PROMOTED,
+    Ending.ROLL_BACK: Status.ROLLED_BACK,
+    Ending.ABORT: Status.ABORTED,
+}
+
+
 def start(asked: RolloutState, now_s: float, by: str = "") -> Transition:
     """Begin a rollout from what was asked for: models, kind, steps, thresholds.
 
@@ -182,21 +189,14 @@ def _end(
 
 def _finish(decided: RolloutState, now_s: float, by: str) -> Transition:
     """From a saved decision to its end."""
-    status, acts = {
-        Ending.PROMOTE: (Status.PROMOTED, _alias(decided, decided.challenger)),
-        Ending.ROLL_BACK: (
-            Status.ROLLED_BACK,
-            Refuse(decided.model, decided.challenger, decided.reason),
-        ),
-        Ending.ABORT: (Status.ABORTED, _alias(decided, decided.incumbent)),
-    }[Ending(decided.ending or "")]
+    status = _ENDS[Ending(decided.ending or "")]
+    winner = decided.challenger if status is Status.PROMOTED else decided.incumbent
     done = decided.but(status=status, ending=None, share=0.0)
     line = line_of(done, str(status), now_s, by=by)
-    return Transition(done, (acts, Audit(line), Save(done)))
-
-
-def _alias(state: RolloutState, version: str) -> SetAlias:
-    return SetAlias(state.model, state.alias, version)
+    alias = SetAlias(decided.model, decided.alias, winner)
+    refused = Refuse(decided.model, decided.challenger, decided.reason)
+    acts = (refused, alias) if status is Status.ROLLED_BACK else (alias,)
+    return Transition(done, (*acts, Audit(line), Save(done)))
 
 
 def _at_step(state: RolloutState, step: int, now_s: float) -> RolloutState:
