@@ -13,6 +13,7 @@ TwinpathError
 │   ├── MalformedBodyError     malformed_body      400
 │   └── BodyTooLargeError      body_too_large      413
 ├── UnknownModelError          unknown_model       404  no such model or version is served here
+├── UnknownRequestError        unknown_request     404  no scores are kept for that request
 ├── AccessError                unauthenticated     401  no valid credentials; base of the next
 │   └── ForbiddenError         forbidden           403  these credentials do not allow that
 ├── RowFailedError             row_failed          422  a node could not compute that row
@@ -31,6 +32,7 @@ TwinpathError
 │   ├── ModelLoadError         model_load          500  loading it failed
 │   ├── ModelCheckError        model_check         500  its answers are wrong or too slow
 │   └── MemoryBudgetError      memory_budget       500  it does not fit the memory budget
+├── RolloutError               rollout             409  a rollout does not allow what was asked for
 └── BatchJobError              batch_job           500  a batch job could not run or finish
 """
 
@@ -129,6 +131,13 @@ class UnknownModelError(TwinpathError):
     """No model, or no version of it, has that name here."""
 
     code = "unknown_model"
+    http_status = 404
+
+
+class UnknownRequestError(TwinpathError):
+    """No scores are kept for a request of that id."""
+
+    code = "unknown_request"
     http_status = 404
 
 
@@ -255,6 +264,13 @@ class MemoryBudgetError(ModelError):
     code = "memory_budget"
 
 
+class RolloutError(TwinpathError):
+    """A rollout, or the state that it is in, does not allow what was asked for."""
+
+    code = "rollout"
+    http_status = 409
+
+
 class BatchJobError(TwinpathError):
     """A batch job could not run or finish."""
 
@@ -283,6 +299,7 @@ GRPC_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     415: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT",

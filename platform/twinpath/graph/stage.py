@@ -56,6 +56,11 @@ class NodeRunner:
         getattr(node, "setup", lambda: None)()
         self._node = node
 
+    @property
+    def node(self) -> Any:
+        """The node that is set up; None before and after."""
+        return self._node
+
     def teardown(self) -> None:
         """Release what the node holds. Harmless when it was never set up."""
         node, self._node = self._node, None
@@ -194,6 +199,11 @@ class Executor:
         self._calls: dict[int, NodeCall] = {id: r.call for id, r in self._runners.items()}
         self._calls |= {s.id: remotes[s.name] for s in self.steps if s.name in remotes}
         self._concurrent = any(step.parallel for step in self.steps)
+
+    @property
+    def nodes(self) -> dict[str, Any]:
+        """The nodes that are set up in this process, by name."""
+        return {runner.step.name: runner.node for runner in self._runners.values()}
 
     @property
     def suspends(self) -> bool:
