@@ -16,11 +16,15 @@ from numpy.typing import NDArray
 Columns = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 
-#: A node may return this column (object array of None or text) to fail single rows.
+#: A node may return this column (object array of None, text or RowError) to fail single rows.
 ROW_ERROR = "__error__"
 #: Columns that a node returns under names with this prefix are no columns of the graph: they go
 #: with the outcome to whoever asked, as `Outcome.notes`, such as the version that scored a row.
 NOTE = "__note_"
+
+#: Object array of None or text beside a batch's columns: the version of a model that a request asks
+#: for, row by row. Only nodes whose ``pins`` is true are given it.
+PIN = "__version__"
 
 
 def row_count(columns: Columns) -> int:

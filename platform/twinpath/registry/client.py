@@ -126,6 +126,13 @@ class Registry:
         """Take an alias away; harmless when it is not there."""
         self._call(lambda c: c.delete_registered_model_alias(name, alias), name)
 
+    def location(self, info: VersionInfo) -> str:
+        """The URI of the place where the registry keeps a version's files."""
+        uri: str = self._call(
+            lambda c: c.get_model_version_download_uri(info.name, info.version), info.name
+        )
+        return uri
+
     def download(self, info: VersionInfo, folder: Path) -> Path:
         """Copy a version's files below ``folder``, which must be empty; the directory with its
         MLmodel file. Raises RegistryError when the files cannot be had."""

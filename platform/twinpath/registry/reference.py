@@ -13,6 +13,9 @@ DIGEST_TAG = "twinpath.digest"
 REFUSED_TAG = "twinpath.refused"
 #: Tag of a registered model: the version that the default alias named before, for a rollback.
 PREVIOUS_TAG = "twinpath.previous"
+#: Tag of a registered model: versions, ``"3,4"``, that are kept live beside what serves, so that
+#: requests can ask for them.
+LIVE_TAG = "twinpath.live"
 DEFAULT_ALIAS = "champion"
 
 

@@ -196,7 +196,7 @@ class SwapMachine:
 
     def _advance(self, now_s: float) -> list[Instruction]:
         done: list[Instruction] = []
-        first = self.desired[0] if self.desired else None
+        first = self._first()
         if first is not None and self.serving != first and self.state(first) is State.READY:
             self.serving = first
             done.append(Serve(first))
@@ -213,6 +213,14 @@ class SwapMachine:
             found.state, found.retry_at_s = State.LOADING, None
             done.append(Load(version))
         return done
+
+    def _first(self) -> str | None:
+        """Who should serve: the first that should be live; where nothing serves and it was
+        refused, the next one."""
+        for version in self.desired:
+            if self.serving is not None or self.state(version) is not State.REFUSED:
+                return version
+        return self.desired[0] if self.desired else None
 
     def _waiting(self, now_s: float) -> str | None:
         """The next version to load: those that should be live, in their order."""

@@ -5,6 +5,7 @@ its example, in a child with limits of memory and time; only if that went well d
 load it, too. ``python -m twinpath.registry.trial`` reads a request from its standard input.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -58,10 +59,8 @@ def run(
     except subprocess.TimeoutExpired:
         raise ModelLoadError(f"it was not loaded within {timeout_s:g} s in a trial") from None
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         child.wait()
     said = [line for line in output.splitlines() if line.startswith(_MARK)]
     if said:
@@ -123,6 +122,7 @@ def main() -> None:
         _say({"ok": False, "code": ModelLoadError.code, "message": f"{type(error).__name__}: {error}"})
     else:
         _say({"ok": True})
+    os._exit(0)  # threads of its code are not waited for
 
 
 if __name__ == "__main__":
