@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinpath.rollout import labels as of
-from twinpath.rollout.bins import LATENCY_BINS, LATENCY_EDGES_S, LATENCY_PER_DECADE, Bins
+from twinpath.rollout.bins import LATENCY_BINS, LATENCY_PER_DECADE, Bins
 from twinpath.rollout.divergence import grouped, kl, psi
 from twinpath.rollout.labels import LabelSketch
 from twinpath.rollout.sequential import (
     KnownRate,
     Rate,
     SameDistribution,
+    Trials,
+    added,
     bet,
     found_by_ebh,
     needed,
@@ -34,6 +36,9 @@ SEGMENT_VALUES = 64
 _DEVIATIONS = 2.0
 #: Calls of each version before their 99th percentiles are compared.
 _CALLS = 100
+#: Rows of the incumbent that make its rate of errors known, and a rate that is too high for all.
+_KNOWN_ROWS = 200
+_MOST_FAIL = 0.5
 #: Rows of each version in a segment, or labels, before a difference makes the guard wait.
 FEW = 30
 
@@ -41,26 +46,33 @@ FEW = 30
 class Errors:
     """Rows that fail: the challenger's rate against the incumbent's.
 
-    While the incumbent answers nothing (the last step), against its earlier rate and the margin.
+    ``alone``: while the incumbent answers nothing (the last step), against its rate in earlier
+    steps and the margin; against half of all rows where that rate is not known.
     """
 
-    def __init__(self, limits: Thresholds, alpha: float, known: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, limits: Thresholds, alpha: float, known: Trials = (0, 0), *, alone: bool = False
+    ) -> None:
         self._limits, self._needed = limits, needed(alpha, 2)
         self._rate = Rate()
         self._known = known
-        self._alone = KnownRate(0.5)
+        self._is_alone = alone
+        self._alone = KnownRate(_MOST_FAIL)
 
     def see(self, incumbent: Tally, challenger: Tally) -> None:
         """New rows of both versions."""
         before, now = _failed(incumbent), _failed(challenger)
         self._rate.see(before, now)
-        self._known = (self._known[0] + before[0], self._known[1] + before[1])
-        if not before[1]:
-            self._alone.limit = min(_rate(self._known) + self._limits.error_rate, 0.99)
+        if self._is_alone:
+            if self._known[1] >= _KNOWN_ROWS:
+                known = of.proportion(*self._known)
+                highest = known.value + 3 * known.error
+                self._alone.limit = min(highest + self._limits.error_rate, _MOST_FAIL)
             self._alone.see(now)
+        self._known = added(self._known, before)
 
     @property
-    def known(self) -> tuple[int, int]:
+    def known(self) -> Trials:
         """The incumbent's (failed, all) rows of all steps."""
         return self._known
 
@@ -73,11 +85,11 @@ class Errors:
                 "error rate", size, size - _DEVIATIONS * error, margin, self._rate.log_e,
                 self._needed, self._rate.incumbent[1], self._rate.challenger[1],
             )  # fmt: skip
-        elif self._alone.past[1] and self._known[1]:
+        if self._alone.past[1]:
             size, error = rate_difference(self._known, self._alone.past)
             yield Finding(
-                "error rate", size, size - _DEVIATIONS * error, margin, self._alone.log_e,
-                self._needed, self._known[1], self._alone.past[1],
+                "error rate, against earlier", size, size - _DEVIATIONS * error, margin,
+                self._alone.log_e, self._needed, self._known[1], self._alone.past[1],
             )  # fmt: skip
 
 
@@ -130,7 +142,7 @@ class Scores:
         self, limits: Thresholds, bins: Bins, columns: tuple[str, ...], alpha: float
     ) -> None:
         self._limits, self._bins, self._alpha = limits, bins, alpha
-        self._overall = SameDistribution.over(bins.count)
+        self._overall = SameDistribution.over(bins.count, apart=1)
         self._segments: dict[str, dict[str, SameDistribution]] = {name: {} for name in columns}
         #: Fixed before any value is seen, so that the correction does not depend on the data.
         self._tests = max(len(columns), 1) * (SEGMENT_VALUES + 1)
@@ -153,7 +165,7 @@ class Scores:
             room = value in known or value == OTHER or len(known.keys() - {OTHER}) < SEGMENT_VALUES
             kept = value if room else OTHER
             if kept not in known:
-                known[kept] = SameDistribution.over(self._bins.count + 1)
+                known[kept] = SameDistribution.over(self._bins.count + 1, apart=2)
             outcomes = values[value].outcomes
             counts[kept] = counts[kept] + outcomes if kept in counts else outcomes
         return counts
@@ -236,8 +248,10 @@ def _divergences(
     n, m = int(before.sum()), int(now.sum())
     if not n or not m:
         return
-    at = grouped(before + now)
+    at = grouped(before + now, evidence.apart)
     a, b = np.add.reduceat(before, at), np.add.reduceat(now, at)
+    seen = a + b > 0
+    a, b = a[seen], b[seen]
     for name, found, limit in (
         ("score PSI", psi(a, b), limits[0]),
         ("score KL", kl(a, b), limits[1]),
@@ -247,20 +261,16 @@ def _divergences(
         )
 
 
-def _failed(tally: Tally) -> tuple[int, int]:
+def _failed(tally: Tally) -> Trials:
     return tally.errors, tally.rows
 
 
-def _disagreed(labels: LabelSketch) -> tuple[int, int]:
+def _disagreed(labels: LabelSketch) -> Trials:
     return labels.count - labels.agreed, labels.count
 
 
-def _negative(labels: LabelSketch) -> tuple[int, int]:
+def _negative(labels: LabelSketch) -> Trials:
     return int(labels.negatives.sum()), labels.count
-
-
-def _rate(counts: tuple[int, int]) -> float:
-    return counts[0] / max(counts[1], 1)
 
 
 def _percentile(calls: Counts) -> int:
@@ -268,11 +278,6 @@ def _percentile(calls: Counts) -> int:
     return int(np.searchsorted(np.cumsum(calls), 0.99 * calls.sum()))
 
 
-def _over(calls: Counts, at: int) -> tuple[int, int]:
+def _over(calls: Counts, at: int) -> Trials:
     """(calls in this bin and above, all calls)."""
     return int(calls[at:].sum()), int(calls.sum())
-
-
-def slowest_s(calls: Counts) -> float:
-    """The 99th percentile of a call's time, seconds: the upper edge of its bin."""
-    return float(LATENCY_EDGES_S[min(_percentile(calls), len(LATENCY_EDGES_S) - 1)])

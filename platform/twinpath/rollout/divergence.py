@@ -33,9 +33,13 @@ class Divergence:
         return self.value - deviations * self.error
 
 
-def grouped(pooled: NDArray[Any], groups: int = GROUPS) -> NDArray[np.int64]:
+def grouped(pooled: NDArray[Any], apart: int = 0, groups: int = GROUPS) -> NDArray[np.int64]:
     """Where groups of neighbouring bins begin, for ``np.add.reduceat``: about equal counts in
-    each of ``groups``. ``pooled`` has shape (k,); the result is ascending from 0."""
+    each of ``groups``. ``pooled`` has shape (k,); the result is ascending from 0. The last
+    ``apart`` bins are groups of their own: what is not finite, what failed."""
+    if apart:
+        size = len(pooled) - apart
+        return np.append(grouped(pooled[:size], 0, groups), np.arange(size, len(pooled)))
     total = pooled.sum()
     if total <= 0:
         return np.zeros(1, np.int64)

@@ -23,7 +23,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What replicas counted since their last report, merged or one by one."""
+    """What the replicas counted since the last report, merged: about one a second."""
 
     now_s: float
     report: Report
@@ -66,7 +66,7 @@ class Guard:
         state = self._state
         steps = len(state.steps) + (state.shadow_first > 0)
         alpha = state.thresholds.alpha / steps / _FAMILIES
-        self._errors = Errors(state.thresholds, alpha, known_errors)
+        self._errors = Errors(state.thresholds, alpha, known_errors, alone=state.share >= 1)
         self._latency = Latency(state.thresholds, alpha)
         self._scores = Scores(state.thresholds, state.bins, state.segments, alpha)
         self._labels = Labels(state.thresholds, state.bins, alpha)

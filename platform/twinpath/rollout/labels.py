@@ -5,7 +5,7 @@ score that they belong to, so sketches of replicas add up as those of scores do.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ class LabelSketch:
 
     positives: Counts
     negatives: Counts
-    score_sum: NDArray[np.float64]
+    score_sum: NDArray[np.floating[Any]]
     agreed: int = 0
 
     @classmethod
@@ -47,13 +47,13 @@ class LabelSketch:
             raise InputError(f"label {wrong[0]:g}: expected 0 or 1 (true or false)")
         index = bins.index(score)
         positive = label == 1
+        finite = np.nan_to_num(score, posinf=0, neginf=0)
         return cls(
             np.bincount(index[positive], minlength=bins.count).astype(np.int64),
             np.bincount(index[~positive], minlength=bins.count).astype(np.int64),
-            np.bincount(index, weights=np.nan_to_num(score, posinf=0, neginf=0),
-                        minlength=bins.count),
+            np.bincount(index, finite, bins.count).astype(np.float64),
             int(np.count_nonzero((score >= cut) == positive)),
-        )  # fmt: skip
+        )
 
     @property
     def count(self) -> int:

@@ -77,6 +77,11 @@ class Recorder:
             if self._rows >= WAITING_ROWS:
                 self._count()
 
+    @property
+    def waiting_rows(self) -> int:
+        """Rows that are recorded and not yet counted."""
+        return self._rows
+
     def drain(self) -> Report:
         """What was counted since the last call."""
         with self._lock:

@@ -20,8 +20,7 @@ e-values the k largest are found where the k-th is at least K/(kα). It needs no
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import log
-from typing import Any
+from math import log, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +28,8 @@ from numpy.typing import NDArray
 from twinpath.rollout.divergence import grouped
 
 Counts = NDArray[np.int64]
+#: (events, trials).
+Trials = tuple[int, int]
 
 #: How many rows' weight the pooled past has in each guess. Small learns fast; any value is valid.
 _PRIOR_ROWS = 4.0
@@ -41,33 +42,46 @@ class SameDistribution:
     Neighbouring outcomes are joined to about ten groups by what was seen before.
     """
 
-    incumbent: Counts
-    challenger: Counts
+    #: Counts of all closed blocks, and of the open one: shape (2, k), incumbent first.
+    past: Counts
+    open: Counts
+    #: So many outcomes at the end are never joined with others.
+    apart: int = 0
     log_e: float = 0.0
 
     @classmethod
-    def over(cls, outcomes: int) -> "SameDistribution":
+    def over(cls, outcomes: int, apart: int = 0) -> "SameDistribution":
         """Nothing seen yet, of so many possible outcomes."""
-        return cls(np.zeros(outcomes, np.int64), np.zeros(outcomes, np.int64))
+        return cls(np.zeros((2, outcomes), np.int64), np.zeros((2, outcomes), np.int64), apart)
+
+    @property
+    def incumbent(self) -> Counts:
+        """All that was seen of the incumbent: shape (k,)."""
+        return np.asarray(self.past[0] + self.open[0])
+
+    @property
+    def challenger(self) -> Counts:
+        """All that was seen of the challenger: shape (k,)."""
+        return np.asarray(self.past[1] + self.open[1])
 
     def see(self, incumbent: Counts, challenger: Counts) -> None:
-        """A block of new outcomes: counts of shape (k,) of both versions."""
-        n, m = int(incumbent.sum()), int(challenger.sum())
-        if n and m and self.incumbent.any() and self.challenger.any():
-            at = grouped(self.incumbent + self.challenger)
-            past_a = np.add.reduceat(self.incumbent, at)
-            past_b = np.add.reduceat(self.challenger, at)
+        """New outcomes: counts of shape (k,) of both versions. A block is closed once it has
+        some of both."""
+        self.open = self.open + np.stack([incumbent, challenger])
+        n, m = self.open.sum(axis=1).tolist()
+        if not n or not m:
+            return
+        if self.past.any():
+            at = grouped(self.past.sum(axis=0), self.apart)
+            past_a, past_b = np.add.reduceat(self.past, at, axis=1)
+            new_a, new_b = np.add.reduceat(self.open, at, axis=1)
             pooled = past_a + past_b + 0.5
             prior = _PRIOR_ROWS * pooled / pooled.sum()
             p = (past_a + prior) / (past_a.sum() + _PRIOR_ROWS)
             q = (past_b + prior) / (past_b.sum() + _PRIOR_ROWS)
             r = (n * p + m * q) / (n + m)
-            self.log_e += float(
-                (np.add.reduceat(incumbent, at) * np.log(p / r)).sum()
-                + (np.add.reduceat(challenger, at) * np.log(q / r)).sum()
-            )
-        self.incumbent = self.incumbent + incumbent
-        self.challenger = self.challenger + challenger
+            self.log_e += float((new_a * np.log(p / r)).sum() + (new_b * np.log(q / r)).sum())
+        self.past, self.open = self.past + self.open, np.zeros_like(self.open)
 
 
 @dataclass(slots=True)
@@ -77,23 +91,35 @@ class Rate:
     A rate is guessed from the past as (events + 1/2) / (trials + 1).
     """
 
-    #: (events, trials) so far.
-    incumbent: tuple[int, int] = (0, 0)
-    challenger: tuple[int, int] = (0, 0)
+    #: (events, trials) of the incumbent and the challenger, in closed blocks and in the open one.
+    past: tuple[Trials, Trials] = ((0, 0), (0, 0))
+    open: tuple[Trials, Trials] = ((0, 0), (0, 0))
     log_e: float = 0.0
 
-    def see(self, incumbent: tuple[int, int], challenger: tuple[int, int]) -> None:
-        """New (events, trials) of both versions."""
-        self.log_e += bet(self.incumbent, self.challenger, incumbent, challenger)
-        self.incumbent = _sum(self.incumbent, incumbent)
-        self.challenger = _sum(self.challenger, challenger)
+    @property
+    def incumbent(self) -> Trials:
+        """All (events, trials) of the incumbent."""
+        return added(self.past[0], self.open[0])
+
+    @property
+    def challenger(self) -> Trials:
+        """All (events, trials) of the challenger."""
+        return added(self.past[1], self.open[1])
+
+    def see(self, incumbent: Trials, challenger: Trials) -> None:
+        """New (events, trials) of both. A block is closed once it has some of both."""
+        self.open = added(self.open[0], incumbent), added(self.open[1], challenger)
+        if self.open[0][1] and self.open[1][1]:
+            self.log_e += bet(*self.past, *self.open)
+            self.past = added(self.past[0], self.open[0]), added(self.past[1], self.open[1])
+            self.open = (0, 0), (0, 0)
 
 
 def bet(
-    past_incumbent: tuple[int, int],
-    past_challenger: tuple[int, int],
-    incumbent: tuple[int, int],
-    challenger: tuple[int, int],
+    past_incumbent: Trials,
+    past_challenger: Trials,
+    incumbent: Trials,
+    challenger: Trials,
 ) -> float:
     """The logarithm of a block's factor for one-sided rates; 0 where no bet is placed.
 
@@ -111,7 +137,7 @@ def bet(
     )
 
 
-def guess(past: tuple[int, int]) -> float:
+def guess(past: Trials) -> float:
     """A rate from (events, trials), strictly between 0 and 1."""
     return (past[0] + 0.5) / (past[1] + 1)
 
@@ -125,19 +151,20 @@ class KnownRate:
     """
 
     limit: float
-    past: tuple[int, int] = field(default=(0, 0))
+    past: Trials = field(default=(0, 0))
     log_e: float = 0.0
 
-    def see(self, new: tuple[int, int]) -> None:
+    def see(self, new: Trials) -> None:
         """New (events, trials). ``limit`` may be changed between calls, on what was seen before."""
         q, p = guess(self.past), self.limit
         if q > p:
             events, trials = new
             self.log_e += events * log(q / p) + (trials - events) * log((1 - q) / (1 - p))
-        self.past = _sum(self.past, new)
+        self.past = added(self.past, new)
 
 
-def _sum(a: tuple[int, int], b: tuple[int, int]) -> tuple[int, int]:
+def added(a: Trials, b: Trials) -> Trials:
+    """The sum of two (events, trials)."""
     return a[0] + b[0], a[1] + b[1]
 
 
@@ -157,11 +184,11 @@ def needed(alpha: float, tests: int = 1) -> float:
     return log(tests / alpha)
 
 
-def rate_difference(incumbent: tuple[int, int], challenger: tuple[int, int]) -> tuple[float, float]:
+def rate_difference(incumbent: Trials, challenger: Trials) -> tuple[float, float]:
     """Challenger's rate less the incumbent's, and its standard error (Agresti, Caffo 2000)."""
     variance = 0.0
     for events, trials in (incumbent, challenger):
         smooth = (events + 1) / (trials + 2)
         variance += smooth * (1 - smooth) / (trials + 2)
-    raw: Any = challenger[0] / max(challenger[1], 1) - incumbent[0] / max(incumbent[1], 1)
-    return float(raw), variance**0.5
+    size = challenger[0] / max(challenger[1], 1) - incumbent[0] / max(incumbent[1], 1)
+    return size, sqrt(variance)

@@ -116,8 +116,6 @@ def _words(values: NDArray[Any]) -> Words:
         if kind == "f":
             flat = _float_words(flat.astype(np.float64))
         return _hashed(row.tobytes() for row in flat)
-    if kind == "f":
-        return _float_words(values.astype(np.float64))
     if kind in "biu":
         return values.astype(np.int64 if kind != "u" else np.uint64).view(np.uint64)
     if kind in "mM":
@@ -144,4 +142,4 @@ def _finalised(words: Words) -> NDArray[np.float64]:
     words = (words ^ (words >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     words = (words ^ (words >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     words ^= words >> np.uint64(31)
-    return (words >> np.uint64(11)) * 2.0**-53
+    return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53

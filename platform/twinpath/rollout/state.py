@@ -18,7 +18,6 @@ from twinpath.rollout.bins import Bins
 TAG = "twinpath.rollout"
 #: The tag of a model version that a rollout refused; its text is the reason.
 REFUSED_TAG = "twinpath.refused"
-SCHEMA = 1
 #: MLflow holds up to 5,000 characters in a registered model's tag.
 LARGEST_TAG = 4_900
 
@@ -90,7 +89,8 @@ class RolloutState(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = SCHEMA
+    #: Version of this schema.
+    version: Literal[1] = 1
     id: str = Field(min_length=1, max_length=64)
     model: str = Field(min_length=1, max_length=250)
     incumbent: str = Field(min_length=1, max_length=32)
