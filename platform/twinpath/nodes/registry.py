@@ -211,6 +211,11 @@ class RegistryModel(Node):
         self._watcher.ask_now()
         return True
 
+    def note_rows(self) -> None:
+        """From now on rows are noted with the version and the score that they got (see
+        `graph.columns.NOTE`), so that labels find them later."""
+        self._router.noting = True
+
     def versions(self) -> list[str]:
         """Versions that take rows now, the serving one first."""
         return self._slots.versions()

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinpath.errors import UnknownModelError
-from twinpath.graph.columns import ROW_ERROR, Columns, RowError, Rows, row_count, take
+from twinpath.graph.columns import NOTE, ROW_ERROR, Columns, RowError, Rows, row_count, take
 from twinpath.registry.slots import Slots
 from twinpath.rollout.bins import Bins
 from twinpath.rollout.mirror import MirrorBudget
-from twinpath.rollout.recorder import Recorder
+from twinpath.rollout.recorder import Recorder, score_of
 from twinpath.rollout.split import Split
 
 #: Rows kept of what was asked, to warm up with, and how often they are taken anew.
@@ -56,6 +56,8 @@ class Router:
         self._recorder = Recorder(segments) if record else None
         self._recent: Columns | None = None
         self._recent_s = 0.0
+        #: Whether rows are noted with version and score, for labels that come later.
+        self.noting = False
         self._budget = MirrorBudget()
         self._budget_lock = threading.Lock()
         self._mirror = ThreadPoolExecutor(1, "twinpath-mirror", initializer=_step_back)
@@ -170,6 +172,10 @@ class Router:
                 raise
             if self._recorder is not None:
                 self._note(slot.version, answer, columns, time.perf_counter() - started_s)
+        if self.noting:
+            scores = answer[self._outputs[0]]
+            answer[NOTE + "version"] = np.full(len(scores), slot.version, object)
+            answer[NOTE + "score"] = score_of(scores)
         if self._version_column is not None:
             answer[self._version_column] = np.full(row_count(columns), slot.version, object)
         return answer

@@ -28,6 +28,8 @@ class Reporter:
         self, nodes: Mapping[str, Any], tell: Tell, replica: str, interval_s: float = 1.0
     ) -> None:
         self._nodes = {name: node for name, node in nodes.items() if reports(node)}
+        for node in self._nodes.values():
+            node.note_rows()
         self._tell, self._replica, self._interval_s = tell, replica, interval_s
         self._reports: dict[str, Report] = {}
         self._labels: dict[str, list[Labelled]] = {}
@@ -84,8 +86,9 @@ class Reporter:
 
     async def _collect(self, name: str, node: Any) -> None:
         """Add what was counted since to what could not be told."""
-        counted: Report = await asyncio.to_thread(node.drain_reports)
-        if not counted.versions:
+        text: str | None = await asyncio.to_thread(node.drain_reports)
+        counted = Report.from_json(text) if text else None
+        if counted is None or not counted.versions:
             return
         try:
             kept = self._reports.setdefault(name, Report(counted.bins))
