@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from twinpath.errors import ConfigError, RegistryError, TwinpathError, error_of
 from twinpath.graph.columns import PIN, Columns
@@ -125,6 +125,12 @@ class RegistryModel(Node):
     def alias(self) -> str:
         """The alias that says what serves."""
         return self.reference.alias or DEFAULT_ALIAS
+
+    def at(self, version: str) -> Self:
+        """A copy that serves this version, whatever the registry says."""
+        args, given = self._arguments
+        kept = {key: value for key, value in given.items() if key != "alias"}
+        return type(self)(*args, **(kept | {"version": version}))
 
     def setup(self) -> None:
         """Load what should serve. If the registry is down or that version is refused, the version
