@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from twinpath.graph.graph import Graph, Handle
     from twinpath.graph.node import Node
     from twinpath.graph.placement import Batch, Placement, Replicas
+    from twinpath.nodes.registry import RegistryModel
 
 __version__ = "0.1.0"
 
@@ -25,6 +26,7 @@ __all__ = [
     "Node",
     "Outcome",
     "Placement",
+    "RegistryModel",
     "Replicas",
     "RowError",
     "Tensor",
@@ -41,6 +43,7 @@ _HOMES = {
     "Node": "graph.node",
     "Outcome": "graph.columns",
     "Placement": "graph.placement",
+    "RegistryModel": "nodes.registry",
     "Replicas": "graph.placement",
     "RowError": "graph.columns",
     "Tensor": "graph.tensors",

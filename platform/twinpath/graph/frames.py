@@ -49,6 +49,8 @@ class State:
     errors: dict[int, RowError] = field(default_factory=dict)
     nodes_s: dict[str, float] = field(default_factory=dict)
     notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
+    #: The version that each row asks for, None or text; None when no row asks for any.
+    pins: np.ndarray | None = None
 
     def fail(self, rows: Rows, errors: dict[int, RowError]) -> None:
         """Record errors by position in ``rows``; a row's first error stays."""

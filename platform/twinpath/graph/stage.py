@@ -19,6 +19,7 @@ from twinpath.errors import (
 )
 from twinpath.graph.columns import (
     NOTE,
+    PIN,
     ROW_ERROR,
     Columns,
     Outcome,
@@ -140,10 +141,7 @@ class NodeRunner:
         if failed is None:
             return Outcome(n, columns, positions(n), {}, notes=notes)
         good = np.array([value is None for value in failed], dtype=bool)
-        errors = {
-            int(i): RowError(RowFailedError.code, f"node {step.name!r}: {failed[i]}", step.name)
-            for i in np.flatnonzero(~good)
-        }
+        errors = {int(i): _failed(failed[i], step.name) for i in np.flatnonzero(~good)}
         rows = np.flatnonzero(good)
         return Outcome(n, take(columns, rows), rows, errors, notes=notes)
 
@@ -163,6 +161,13 @@ class NodeRunner:
                 )
             columns[name] = conformed
         return columns
+
+
+def _failed(given: Any, node: str) -> RowError:
+    """A row's error, of the text or the error that the node gave for it."""
+    if isinstance(given, RowError):
+        return RowError(given.code, given.message, node, given.field)
+    return RowError(RowFailedError.code, f"node {node!r}: {given}", node)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -227,9 +232,13 @@ class Executor:
             runner.teardown()
 
     async def run(self, columns: Columns) -> Outcome:
-        """Validated input columns (n rows) to output columns; a row's failure is its own."""
+        """Validated input columns (n rows) to output columns; a row's failure is its own. ``PIN``
+        may be beside them, for the nodes that take it."""
         n = row_count(columns)
-        state = State(n, {INPUT: input_frame(columns, n, self.plan.live_input)})
+        pins = columns.get(PIN)
+        if pins is not None:
+            columns = {name: values for name, values in columns.items() if name != PIN}
+        state = State(n, {INPUT: input_frame(columns, n, self.plan.live_input)}, pins=pins)
         await self.advance(state)
         return self.collect(state)
 
@@ -347,7 +356,10 @@ class Executor:
         outcome = None
         if len(frame.rows):
             started_s = time.perf_counter()
-            outcome = await self._calls[step.id](self._given(step, frame))
+            given = self._given(step, frame)
+            if state.pins is not None and getattr(step.node, "pins", False):
+                given[PIN] = state.pins[frame.rows]
+            outcome = await self._calls[step.id](given)
             state.nodes_s[step.name] = time.perf_counter() - started_s
             for node, (rows, noted) in outcome.notes.items():
                 state.notes[node] = (frame.rows[rows], noted)

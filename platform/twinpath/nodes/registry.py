@@ -34,6 +34,7 @@ from twinpath.registry.slots import Slots
 from twinpath.registry.swap import Policy
 from twinpath.registry.trust import Trust
 from twinpath.registry.watcher import Watcher
+from twinpath.rollout.sketch import Report
 from twinpath.rollout.split import Split
 from twinpath.rollout.state import RolloutState
 
@@ -44,16 +45,16 @@ class RegistryModel(Node):
     """A registered model, by ``alias`` (default ``champion``) or by ``version``.
 
     ``inputs`` and ``outputs`` are columns with their types, as in `Node`; without ``inputs`` the
-    model is given all columns and takes those of its signature. One output of floats gets scores (of
-    a classifier with two classes the probability of the second). ``model_version`` names a column
-    to return the version in that scored the row. ``key`` keeps rows with equal values on one version
-    during a rollout, ``segments`` are columns by whose values it is judged. ``trusted``: sources
-    (glob patterns) and digests whose code may run, see `registry.trust`. ``policy``:
+    model is given all columns and takes those of its signature. One output of floats gets scores
+    (of a classifier with two classes the probability of the second). ``model_version`` names a
+    column to return the version in that scored the row. ``key`` keeps rows with equal values on one
+    version during a rollout, ``segments`` are columns by whose values it is judged. ``trusted``:
+    sources (glob patterns) and digests whose code may run, see `registry.trust`. ``policy``:
     ``availability`` or ``resource``. ``memory_bytes`` bounds all versions together.
     ``tracking_uri``: MLflow's; MLFLOW_TRACKING_URI by default.
 
     Controllers talk to its copies in all replicas through ``commands``: methods that may be called
-    by name with plain arguments and that return plain data (JSON). Raises ConfigError.
+    by name with plain arguments. Raises ConfigError.
     """
 
     #: Methods that `online.replicas` lets a controller call by name.
@@ -86,9 +87,7 @@ class RegistryModel(Node):
         cache_dir: str | None = None,
         cache_bytes: int = 20 * 2**30,
     ) -> None:
-        self.reference = ModelReference(
-            name, alias, None if version is None else str(version)
-        )
+        self.reference = ModelReference(name, alias, None if version is None else str(version))
         self.tracking_uri = tracking_uri
         self.key = (key,) if isinstance(key, str) else None if key is None else tuple(key)
         self.segments = tuple(segments)
@@ -97,10 +96,10 @@ class RegistryModel(Node):
         self._version_column = model_version
         if inputs is not None:
             more = (*(self.key or ()), *self.segments)
-            self.inputs = dict(inputs) | {n: "any" for n in more if n not in inputs}  # type: ignore[misc]  # this node's own
-        self.outputs = dict(self._model_outputs)  # type: ignore[misc]  # this node's own
-        if model_version is not None:
-            self.outputs[model_version] = "str"  # type: ignore[index]  # a dict, just made
+            extra = {name: "any" for name in more if name not in inputs}
+            self.inputs = dict(inputs) | extra  # type: ignore[misc]  # this node's own
+        more_outputs = {} if model_version is None else {model_version: "str"}
+        self.outputs = self._model_outputs | more_outputs  # type: ignore[misc]  # this node's own
         if policy not in tuple(Policy):
             raise ConfigError(f"policy {policy!r}: expected availability or resource")
         self._policy = Policy(policy)
@@ -130,7 +129,7 @@ class RegistryModel(Node):
         """A copy that serves this version, whatever the registry says."""
         args, given = self._arguments
         kept = {key: value for key, value in given.items() if key != "alias"}
-        return type(self)(*args, **(kept | {"version": version}))
+        return type(self)(*args, **(kept | {"version": version, "record": True}))
 
     def setup(self) -> None:
         """Load what should serve. If the registry is down or that version is refused, the version
@@ -196,14 +195,13 @@ class RegistryModel(Node):
             "problem": self._problem,
         }
 
-    def drain_reports(self) -> str | None:
-        """What was recorded since the last call, as JSON of `rollout.sketch.Report`; None when
-        nothing is recorded."""
+    def drain_reports(self) -> Report:
+        """What was counted since the last call, by version and segment."""
         return self._router.drain()
 
     def apply(self, state: str | None) -> bool:
-        """Follow this rollout state (text of the tag; None: no rollout) now, ahead of the next poll.
-        Raises ConfigError for a text that is none."""
+        """Follow this rollout state (text of the tag; None: no rollout) now, ahead of the next
+        poll. Raises ConfigError for a text that is none."""
         if state is not None:
             RolloutState.from_tag(state)
         with self._lock:
@@ -216,11 +214,6 @@ class RegistryModel(Node):
             self._follow(dataclasses.replace(self._state, tags=tags))
         self._watcher.ask_now()
         return True
-
-    def note_rows(self) -> None:
-        """From now on rows are noted with the version and the score that they got (see
-        `graph.columns.NOTE`), so that labels find them later."""
-        self._router.noting = True
 
     def versions(self) -> list[str]:
         """Versions that take rows now, the serving one first."""
@@ -255,14 +248,14 @@ class RegistryModel(Node):
             raise RegistryError(
                 f"no version of {self.name!r} was loaded within {self._startup_timeout_s:g} s"
             )
-        if self._slots.serving is not None:
+        if self._slots.live(None):
             return
         refused = [each for each in self._slots.status() if each["reason"]]
         if last is not None and last.version not in [each["version"] for each in refused]:
             versions = (*(each["version"] for each in refused), last.version)
             self._slots.desire(versions, {last.version: last})
             self._slots.wait(self._startup_timeout_s)
-            if self._slots.serving is not None:
+            if self._slots.live(None):
                 return
         first = refused[0] if refused else {"version": "?", "code": "registry", "reason": "none"}
         text = f"version {first['version']} of {self.name!r} is refused: {first['reason']}"
@@ -290,7 +283,9 @@ class RegistryModel(Node):
                     raise error_of("unknown_model", self._problem)
                 return
             wanted = [named]
-        wanted += [v.strip() for v in state.tags.get(LIVE_TAG, "").split(",") if v.strip().isdigit()]
+        wanted += [
+            v.strip() for v in state.tags.get(LIVE_TAG, "").split(",") if v.strip().isdigit()
+        ]
         last = self._last
         if self._slots.serving is None and last is not None and self._slots.refusal(wanted[0]):
             wanted.append(last.version)
@@ -317,7 +312,9 @@ class RegistryModel(Node):
         if split.key is None and self.key is not None:
             split = dataclasses.replace(split, key=self.key)
         segments = tuple(dict.fromkeys((*self.segments, *rollout.segments)))
-        return Route(split, rollout.incumbent, rollout.challenger, rollout.id, segments, rollout.bins)
+        return Route(
+            split, rollout.incumbent, rollout.challenger, rollout.id, segments, rollout.bins
+        )
 
     def _changed(self) -> None:
         """Another version serves: it is the one to go on with should the registry be down."""

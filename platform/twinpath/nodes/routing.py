@@ -17,7 +17,8 @@ from twinpath.graph.columns import NOTE, ROW_ERROR, Columns, RowError, Rows, row
 from twinpath.registry.slots import Slots
 from twinpath.rollout.bins import Bins
 from twinpath.rollout.mirror import MirrorBudget
-from twinpath.rollout.recorder import Recorder, score_of
+from twinpath.rollout.recorder import Recorder
+from twinpath.rollout.sketch import Report
 from twinpath.rollout.split import Split
 
 #: Rows kept of what was asked, to warm up with, and how often they are taken anew.
@@ -56,8 +57,6 @@ class Router:
         self._recorder = Recorder(segments) if record else None
         self._recent: Columns | None = None
         self._recent_s = 0.0
-        #: Whether rows are noted with version and score, for labels that come later.
-        self.noting = False
         self._budget = MirrorBudget()
         self._budget_lock = threading.Lock()
         self._mirror = ThreadPoolExecutor(1, "twinpath-mirror", initializer=_step_back)
@@ -83,9 +82,9 @@ class Router:
         """Some rows that were asked lately."""
         return self._recent
 
-    def drain(self) -> str | None:
-        """What was recorded since the last call, as JSON."""
-        return None if self._recorder is None else self._recorder.drain().to_json()
+    def drain(self) -> Report:
+        """What was recorded since the last call; nothing, where nothing is recorded."""
+        return Report(Bins()) if self._recorder is None else self._recorder.drain()
 
     def mirrored(self) -> dict[str, int]:
         """Rows that the challenger scored without answering, and those it was not given."""
@@ -172,12 +171,13 @@ class Router:
                 raise
             if self._recorder is not None:
                 self._note(slot.version, answer, columns, time.perf_counter() - started_s)
-        if self.noting:
-            scores = answer[self._outputs[0]]
-            answer[NOTE + "version"] = np.full(len(scores), slot.version, object)
-            answer[NOTE + "score"] = score_of(scores)
+        versions = np.full(row_count(columns), slot.version, object)
         if self._version_column is not None:
-            answer[self._version_column] = np.full(row_count(columns), slot.version, object)
+            answer[self._version_column] = versions
+        if self._recorder is not None:
+            # With these, labels that come later find the version and the score that they are for.
+            answer[f"{NOTE}version"] = versions
+            answer[f"{NOTE}score"] = answer[self._outputs[0]]
         return answer
 
     def _note(self, version: str, answer: Columns, columns: Columns, spent_s: float) -> None:
@@ -186,11 +186,11 @@ class Router:
         kind = scores.dtype.kind
         if recorder is None or kind not in "fiub":
             return
-        errors = None
+        errors: NDArray[np.bool_] | None = None
         if kind == "f":
-            bad = ~np.isfinite(scores)
-            if bad.any():
-                errors = bad if bad.ndim == 1 else bad.reshape(len(bad), -1).any(axis=1)
+            finite = np.asarray(np.isfinite(scores), bool)
+            if not finite.all():
+                errors = ~finite.reshape(len(finite), -1).all(axis=1)
         recorder.record(version, scores, columns, spent_s, errors)
 
     def _copy(self, challenger: str, columns: Columns, rows: Rows) -> None:

@@ -27,6 +27,7 @@ from twinpath.rollout.backtest import (
     Backtest,
 )
 from twinpath.rollout.bins import Bins
+from twinpath.rollout.recorder import score_of
 from twinpath.rollout.state import Thresholds
 
 
@@ -109,7 +110,6 @@ class PairCall:
         ]
         for executor in self._executors:
             executor.setup()
-            executor.nodes[node].note_rows()
             weakref.finalize(self, executor.teardown)
         self._driver = Driver()
 
@@ -143,7 +143,7 @@ def _scores(outcome: Outcome, node: str, n: int) -> tuple[Any, Any]:
     scores, failed = np.full(n, np.nan), np.ones(n, bool)
     if node in noted:
         rows, columns = noted[node]
-        found = np.asarray(columns["score"], np.float64)
+        found = np.asarray(score_of(columns["score"]), np.float64)
         scores[rows] = found
         failed[rows] = ~np.isfinite(found)
     return scores, failed

@@ -75,7 +75,7 @@ class GraphApp:
         if scope["method"] == "POST":
             path: str = scope["path"]
             root: str = scope.get("root_path", "")
-            codec = self.frontend.codecs.get(path[len(root) if path.startswith(root) else 0 :])
+            codec = self.frontend.codec(path[len(root) if path.startswith(root) else 0 :])
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
@@ -158,7 +158,9 @@ class GraphApp:
             if missing:
                 text = f"not set up yet: {', '.join(missing)}; ask again in a second"
                 return JSONResponse(_error("not_ready", text), 503, {"Retry-After": "1"})
-            return JSONResponse({"graph": plane.name, "status": "ready"})
+            notes = plane.notes()
+            document: dict[str, Any] = {"graph": plane.name, "status": "ready"}
+            return JSONResponse(document | {"notes": notes} if notes else document)
 
         async def not_post(request: StarletteRequest) -> JSONResponse:
             raise HTTPException(405, headers={"Allow": "POST"})

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError
 from twinpath.graph.columns import Outcome, row_count
+from twinpath.online import pins
 from twinpath.online.batcher import Timing
 from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
@@ -67,6 +68,13 @@ class Frontend:
         self._id_prefix = os.urandom(6).hex()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
         self.waiting: set[asyncio.Task[None]] = set()
+
+    def codec(self, path: str) -> Codec | None:
+        """The codec of a path below the app's root; where versions may be asked for, of the path
+        without its version, too."""
+        if self.plane.pinnable:
+            return pins.at(self.codecs, path)
+        return self.codecs.get(path)
 
     def ask(self, path: str, headers: Mapping[bytes, bytes], body_bytes: int, peer: str) -> Ask:
         """What the gateway's rules see of a request over HTTP."""
@@ -163,6 +171,9 @@ class Exchange:
                 ask.deadline_s = min(ask.deadline_s or asked_s, asked_s)
             if call.priority is not None:
                 ask.priority = min(ask.max_priority, call.priority)
+            if frontend.plane.pinnable:
+                request = self._request
+                ask.version = call.version or pins.asked(request.path, request.headers)
             if frontend.gate is not None:
                 frontend.gate.admit_rows(ask)
             self._call = call

@@ -91,6 +91,8 @@ class Ingress(GrpcMethods):
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
+        app.frontend.plane.live_versions = self._live_versions
+        app.frontend.plane.notes = self._notes
         self._app = app
         return app
 
@@ -117,6 +119,19 @@ class Ingress(GrpcMethods):
                 return
             await asyncio.sleep(0.1)
         raise TwinpathError("no replica could be told: try again")
+
+    def _live_versions(self) -> list[str]:
+        """Versions of the registry's model in this process; of the first, if there are several."""
+        for node in self._executor.nodes.values():
+            if getattr(node, "pins", False):
+                found: list[str] = node.versions()
+                return found
+        return []
+
+    def _notes(self) -> list[str]:
+        """What nodes of this process say about themselves although they answer."""
+        noting = [n.notes for n in self._executor.nodes.values() if hasattr(n, "notes")]
+        return [note for notes in noting for note in notes()]
 
     def _frontend(self) -> Frontend:
         return self._app.frontend

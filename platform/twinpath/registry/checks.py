@@ -98,7 +98,8 @@ def check_answers(predict: Predict, rows: Columns, what: str) -> None:
     for name, values in answer.items():
         if values.dtype.kind != "f":
             continue
-        bad = ~np.isfinite(values).reshape(len(values), -1).all(axis=1)
+        finite = np.isfinite(values).reshape(len(values), -1)
+        bad = np.asarray(~finite.all(axis=1), bool)
         if bad.any():
             first = int(np.flatnonzero(bad)[0])
             raise ModelCheckError(
@@ -115,8 +116,8 @@ def check_golden(predict: Predict, golden: Golden) -> None:
             raise ModelCheckError(f"{GOLDEN} knows {name!r}, which the node does not return")
         found = answer[name]
         if known.dtype.kind in "iufb" and found.dtype.kind in "iufb":
-            same = np.isclose(found, known, rtol=golden.rtol, atol=golden.atol)
-            same = same.reshape(len(same), -1).all(axis=1)
+            close = np.isclose(found, known, rtol=golden.rtol, atol=golden.atol)
+            same = np.asarray(close.reshape(len(found), -1).all(axis=1), bool)
         else:
             same = np.array([a == b for a, b in zip(found.tolist(), known.tolist(), strict=True)])
         if not same.all():

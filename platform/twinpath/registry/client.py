@@ -86,7 +86,9 @@ class Registry:
         by_version: dict[str, list[str]] = {}
         for alias, version in state.aliases.items():
             by_version.setdefault(version, []).append(alias)
-        infos = [_info(each, tuple(sorted(by_version.get(str(each.version), ())))) for each in found]
+        infos = [
+            _info(each, tuple(sorted(by_version.get(str(each.version), ())))) for each in found
+        ]
         return sorted(infos, key=lambda info: -int(info.version))
 
     def models(self) -> list[ModelState]:
@@ -200,7 +202,7 @@ def _translated(what: object, uri: str) -> Iterator[None]:
     except Exception as error:
         code = getattr(error, "error_code", "")
         text = str(error).strip().splitlines()[0][:300] if str(error).strip() else repr(error)
-        if code == "RESOURCE_DOES_NOT_EXIST" or "alias" in text and "not found" in text:
+        if code == "RESOURCE_DOES_NOT_EXIST" or ("alias" in text and "not found" in text):
             raise UnknownModelError(f"the registry {_shown(uri)} has no {what}: {text}") from None
         if code == "INVALID_PARAMETER_VALUE" and "alias" in text:
             raise UnknownModelError(f"the registry {_shown(uri)} has no {what}: {text}") from None

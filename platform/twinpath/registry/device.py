@@ -60,7 +60,9 @@ class TorchRunner:
         self._call: Callable[..., Any] = torch.compile(module) if options.compile else module
         self._module = module
         self._graphs = (
-            _Graphs(torch, self._call) if options.cuda_graphs and self.device.type == "cuda" else None
+            _Graphs(torch, self._call)
+            if options.cuda_graphs and self.device.type == "cuda"
+            else None
         )
 
     @property

@@ -29,8 +29,8 @@ class Wanted:
 
     given: Mapping[str, ColumnType] | None
     options: LoadOptions
-    trust: Trust = Trust()
-    budget: Budget = Budget()
+    trust: Trust = field(default_factory=Trust)
+    budget: Budget = field(default_factory=Budget)
     golden: bool = True
 
 

@@ -1,5 +1,4 @@
-"""The memory budget: refusing with numbers before a version is loaded, and a hard stop while it is.
-"""
+"""The memory budget: refusing with numbers before a version is loaded, a hard stop while it is."""
 
 import contextlib
 import ctypes

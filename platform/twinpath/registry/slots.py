@@ -96,7 +96,9 @@ class Slots:
         )
         self._thread.start()
 
-    def desire(self, versions: tuple[str, ...], known: dict[str, VersionInfo] | None = None) -> None:
+    def desire(
+        self, versions: tuple[str, ...], known: dict[str, VersionInfo] | None = None
+    ) -> None:
         """Which versions should be live; the first of them should serve."""
         with self._lock:
             self._known |= known or {}
@@ -139,10 +141,7 @@ class Slots:
         try:
             yield slot
         finally:
-            with self._lock:
-                slot.inflight -= 1
-                if slot.draining and not slot.inflight:
-                    self._post(Drained(slot.version))
+            self._leave(slot)
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until every version that should be live is ready or refused."""
@@ -196,10 +195,17 @@ class Slots:
             if self._machine.settled:
                 self._settled.notify_all()
 
+    def _leave(self, slot: Slot) -> None:
+        with self._lock:
+            slot.inflight -= 1
+            if slot.draining and not slot.inflight:
+                self._post(Drained(slot.version))
+
     def _begin(self, instruction: Instruction) -> None:
         match instruction:
-            case Load(version):
-                self._jobs.put(lambda: self._load(version))
+            case Load():
+                loading = instruction.version
+                self._jobs.put(lambda: self._load(loading))
             case Serve(version):
                 self._serving = self._slots[version] if version is not None else None
                 self._jobs.put(self._changed)

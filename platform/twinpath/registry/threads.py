@@ -10,8 +10,8 @@ from typing import Any
 
 
 def one_thread(limit: int) -> Callable[[], Any]:
-    """A context manager for calls that may use OpenMP: at most ``limit`` threads inside. Finding the
-    loaded libraries takes milliseconds, so it is done once, here."""
+    """A context manager for calls that may use OpenMP: at most ``limit`` threads inside. Finding
+    the loaded libraries takes milliseconds, so it is done once, here."""
     try:
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
     except ImportError:

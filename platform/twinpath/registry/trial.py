@@ -35,8 +35,8 @@ def run(
     allowed_bytes: int,
     timeout_s: float = TIMEOUT_S,
 ) -> None:
-    """Raises ModelError of the kind that the child reports; MemoryBudgetError or ModelLoadError when
-    it ended without a word."""
+    """Raises ModelError of the kind that the child reports; MemoryBudgetError or ModelLoadError
+    when it ended without a word."""
     request = {
         "folder": str(folder),
         "format": asdict(found),
@@ -119,7 +119,13 @@ def main() -> None:
         text = f"it asked for more memory than the {allowed:,.0f} MiB that it may take"
         _say({"ok": False, "code": MemoryBudgetError.code, "message": text})
     except Exception as error:
-        _say({"ok": False, "code": ModelLoadError.code, "message": f"{type(error).__name__}: {error}"})
+        _say(
+            {
+                "ok": False,
+                "code": ModelLoadError.code,
+                "message": f"{type(error).__name__}: {error}",
+            }
+        )
     else:
         _say({"ok": True})
     os._exit(0)  # threads of its code are not waited for

@@ -53,7 +53,9 @@ class Trust:
         """From the ``trusted=`` of a node."""
         for entry in entries:
             if entry.startswith("sha256:") and len(entry) != 71:
-                raise ConfigError(f"trusted: {entry!r} is no digest: expected sha256: and 64 digits")
+                raise ConfigError(
+                    f"trusted: {entry!r} is no digest: expected sha256: and 64 digits"
+                )
         return cls(tuple(entries))
 
     def vouches(self, digest: str, sources: Sequence[str]) -> bool:

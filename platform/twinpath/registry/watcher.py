@@ -70,12 +70,15 @@ class Watcher:
         if self._thread.is_alive():
             self._thread.join(timeout=10)
 
+    def _over(self) -> bool:
+        return self._ended
+
     def _watch(self) -> None:
-        while not self._ended:
+        while not self._over():
             wait_s = self._poll_s * random.uniform(1 - self._jitter, 1 + self._jitter)
             self._wake.wait(wait_s)
             self._wake.clear()
-            if self._ended:
+            if self._over():
                 return
             before = self.problem
             try:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from twinpath.errors import ConfigError, RegistryError, RolloutError
 from twinpath.online.rollouts import gates, journal
 from twinpath.online.rollouts.asked import StartRequest
+from twinpath.registry.changes import Shelf
 from twinpath.registry.reference import PREVIOUS_TAG, ModelState, VersionInfo
 from twinpath.rollout.audit import encode
 from twinpath.rollout.machine import (
@@ -34,26 +35,8 @@ from twinpath.rollout.state import REFUSED_TAG, TAG, RolloutState
 _LOG = logging.getLogger(__name__)
 
 
-class Shelf(Protocol):
+class Files(Shelf, Protocol):
     """What a desk needs of `registry.client.Registry`."""
-
-    def state(self, name: str) -> ModelState:
-        """Tags and aliases of a model."""
-
-    def version(self, name: str, version: str) -> VersionInfo:
-        """One version of a model."""
-
-    def versions(self, name: str) -> list[VersionInfo]:
-        """All versions of a model."""
-
-    def set_tag(self, name: str, key: str, value: str, version: str | None = None) -> None:
-        """Set a tag of a model, or of one of its versions."""
-
-    def delete_tag(self, name: str, key: str, version: str | None = None) -> None:
-        """Take a tag away."""
-
-    def set_alias(self, name: str, alias: str, version: str) -> None:
-        """Let an alias name this version."""
 
     def log_artifact(self, info: VersionInfo, file: Path, folder: str) -> None:
         """Keep a file beside the run that made a version."""
@@ -72,7 +55,7 @@ class Desk:
 
     def __init__(
         self,
-        registry: Shelf,
+        registry: Files,
         *,
         require: Sequence[str] = (),
         audit_log: Path | None = None,

@@ -28,8 +28,6 @@ class Reporter:
         self, nodes: Mapping[str, Any], tell: Tell, replica: str, interval_s: float = 1.0
     ) -> None:
         self._nodes = {name: node for name, node in nodes.items() if reports(node)}
-        for node in self._nodes.values():
-            node.note_rows()
         self._tell, self._replica, self._interval_s = tell, replica, interval_s
         self._reports: dict[str, Report] = {}
         self._labels: dict[str, list[Labelled]] = {}

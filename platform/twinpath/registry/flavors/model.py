@@ -27,7 +27,7 @@ class LoadOptions:
     scores and classes. ``architecture``: ``package.module:Class`` for a bare state dict."""
 
     outputs: Mapping[str, ColumnType] = field(default_factory=dict)
-    torch: TorchOptions = TorchOptions()
+    torch: TorchOptions = field(default_factory=TorchOptions)
     architecture: str | None = None
     threads: int = 1
 

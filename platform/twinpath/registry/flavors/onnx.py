@@ -33,7 +33,9 @@ class OnnxModel:
         named = [each.name for each in outputs if each.name in options.outputs]
         #: Classifiers have a label and then the probabilities; scores are the last output.
         self._outputs = named or [outputs[-1 if options.scores else 0].name]
-        if not str(next(o.type for o in outputs if o.name == self._outputs[0])).startswith("tensor"):
+        if not str(next(o.type for o in outputs if o.name == self._outputs[0])).startswith(
+            "tensor"
+        ):
             raise ModelLoadError(
                 f"output {self._outputs[0]!r} is no tensor: export the model with zipmap off"
             )

@@ -23,7 +23,9 @@ class SklearnModel:
         scores = options.scores and hasattr(estimator, "predict_proba")
         self._method = estimator.predict_proba if scores else getattr(estimator, "predict", None)
         if self._method is None:
-            raise ModelLoadError(f"{type(estimator).__name__} has neither predict_proba nor predict")
+            raise ModelLoadError(
+                f"{type(estimator).__name__} has neither predict_proba nor predict"
+            )
         self._limit = one_thread(options.threads)
         names = getattr(estimator, "feature_names_in_", None)
         #: Only text needs names; a matrix is quicker, and warns of nothing once these are gone.
