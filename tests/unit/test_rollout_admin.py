@@ -231,8 +231,8 @@ class Counting:
     def status(self) -> dict[str, Any]:
         return {"serving": "1"}
 
-    def drain_reports(self) -> str | None:
-        return self.recorder.drain().to_json()
+    def drain_reports(self) -> Report:
+        return self.recorder.drain()
 
 
 async def test_what_could_not_be_told_is_told_the_next_time_added_up():

@@ -84,9 +84,8 @@ class Reporter:
 
     async def _collect(self, name: str, node: Any) -> None:
         """Add what was counted since to what could not be told."""
-        text: str | None = await asyncio.to_thread(node.drain_reports)
-        counted = Report.from_json(text) if text else None
-        if counted is None or not counted.versions:
+        counted: Report = await asyncio.to_thread(node.drain_reports)
+        if not counted.versions:
             return
         try:
             kept = self._reports.setdefault(name, Report(counted.bins))
