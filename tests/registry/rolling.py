@@ -136,8 +136,8 @@ class Load:
         self.failures: list[str] = []
         self.versions: Counter[str] = Counter()
         self.answered = 0
-        #: Rows of one request that may fail, because the replica that had them was killed.
-        self.forgiving = False
+        #: Requests that a killed replica may have had are those that began before this time.
+        self.forgiven_until_s = 0.0
         self.forgiven: list[str] = []
         self._ended = threading.Event()
         self._lock = threading.Lock()
@@ -173,21 +173,28 @@ class Load:
                 self._ask(client, body)
                 self._ended.wait(0.02)
 
+    def killed(self) -> None:
+        """A replica was just killed: what it held may fail, what comes a second later may not."""
+        self.forgiven_until_s = time.monotonic() + 1.0
+
     def _ask(self, client: httpx.Client, body: list[dict[str, Any]]) -> None:
+        asked_s = time.monotonic()
         try:
             answer = client.post(f"{self._url}/delays/predict", json={"rows": body})
         except httpx.HTTPError as error:
-            self._failed(repr(error))
+            self._failed(repr(error), asked_s)
             return
         if answer.status_code != 200:
-            self._failed(f"{answer.status_code} {answer.text[:300]}")
+            self._failed(f"{answer.status_code} {answer.text[:300]}", asked_s)
             return
         with self._lock:
             self.answered += 1
             self.versions.update(row["model_version"] for row in answer.json()["rows"])
 
-    def _failed(self, text: str) -> None:
-        (self.forgiven if self.forgiving else self.failures).append(text)
+    def _failed(self, text: str, asked_s: float) -> None:
+        # Said when it was asked, so that a failure can be laid beside what happened then.
+        kept = self.forgiven if asked_s < self.forgiven_until_s else self.failures
+        kept.append(f"{time.strftime('%H:%M:%S')} after {time.monotonic() - asked_s:.1f} s: {text}")
 
 
 class Rolling:
@@ -199,6 +206,8 @@ class Rolling:
         self.admin_key, root = new_key("root", admin=True)
         write_keys(folder / "keys.jsonl", [user, root])
         self.audit_log = folder / "rollouts.jsonl"
+        #: The pid of the raylet of a second node, if there is one.
+        self.node = 0
 
     def deploy(self, replicas: int = 2, **more: Any) -> None:
         """Deploy and wait until it answers."""
