@@ -13,6 +13,7 @@ from twinpath.online.rollouts.asked import StartRequest
 from twinpath.online.rollouts.desk import Changed, Desk
 from twinpath.online.rollouts.director import Director
 from twinpath.online.rollouts.gates import GATE_TAG, REQUIRE_TAG, Gate
+from twinpath.online.rollouts.measures import RolloutMetrics
 from twinpath.online.rollouts.operations import Operations
 from twinpath.registry.reference import PREVIOUS_TAG
 from twinpath.rollout.machine import Command, Judged
@@ -301,3 +302,37 @@ def test_labels_come_to_the_guard_by_version(desk: Desk, clock: Clock):
     assert any(word in after.reason for word in ("accuracy", "AUC", "auc", "calibration")), (
         after.reason
     )
+
+
+def test_metrics_say_where_a_rollout_is_and_fall_to_nothing_after_it(desk: Desk, clock: Clock):
+    values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+
+    def make(kind: str, name: str, text: str, labels: tuple[str, ...]) -> Any:
+        class Gauge:
+            def set(self, value: float, tags: dict[str, str]) -> None:
+                assert set(tags) == set(labels)
+                values[name, tuple(sorted(tags.items()))] = value
+
+        assert (kind, bool(text)) == ("Gauge", True)
+        return Gauge()
+
+    def value(name: str, **labels: str) -> float:
+        tags = {"graph": "g", "model": "delay"} | labels
+        return values[f"twinpath_{name}", tuple(sorted(tags.items()))]
+
+    metrics = RolloutMetrics("g", make)
+    desk.start("delay", asked())
+    director = Director(desk, "delay", clock)
+    run(director, clock, 3)
+    replica = {"versions": [{"version": "2", "state": "refused"}, {"version": "1", "state": "x"}]}
+    metrics.tell("delay", director, [replica, replica])
+    assert (value("rollout_live"), value("rollout_step")) == (1, 0)
+    shares = value("rollout_share", version="1"), value("rollout_share", version="2")
+    assert shares == (0.9, 0.1)
+    assert value("version_replicas", version="2", state="refused") == 2
+    assert value("rollout_samples") > 0
+    desk.command("delay", Command.ABORT)
+    director.tick()
+    metrics.tell("delay", director, [])
+    assert (value("rollout_live"), value("rollout_share", version="2")) == (0, 0)
+    assert value("version_replicas", version="2", state="refused") == 0
