@@ -5,11 +5,12 @@ afresh goes on at the step that it finds there, and gathers that step's evidence
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
-from twinpath.errors import ConfigError, InputError, RegistryError
+from twinpath.errors import InputError, TwinpathError
 from twinpath.online.rollouts.desk import Changed, Desk, shown
 from twinpath.registry.reference import ModelState
 from twinpath.rollout.guard import Guard, Labelled, Moved, Observed, Tick
@@ -25,7 +26,7 @@ _WAITING_LABELS = 100_000
 
 
 class Director:
-    """One model's. Methods may be called from one thread at a time."""
+    """One model's. Reports and labels may come while another thread is at a tick."""
 
     def __init__(self, desk: Desk, model: str, clock: Callable[[], float] = time.time) -> None:
         self.desk, self.model, self._clock = desk, model, clock
@@ -34,6 +35,8 @@ class Director:
         self._watched: RolloutState | None = None
         self._state: RolloutState | None = None
         self._verdict: Verdict | None = None
+        #: Held for `_report` and `_labels`, which wait for the next tick.
+        self._lock = threading.Lock()
         self._report: Report | None = None
         self._labels: list[tuple[str, float, float]] = []
         self._problem = ""
@@ -63,19 +66,21 @@ class Director:
     def report(self, report: Report) -> None:
         """Counts of a replica since its last report. They wait for the next tick; a report with
         bins of another rollout is left out."""
-        if self._report is None:
-            self._report = report
-            return
-        try:
-            self._report.add(report)
-        except InputError:
-            # Replicas take a new rollout's bins a second apart: the newer ones count.
-            self._report = report
+        with self._lock:
+            if self._report is None:
+                self._report = report
+                return
+            try:
+                self._report.add(report)
+            except InputError:
+                # Replicas take a new rollout's bins a second apart: the newer ones count.
+                self._report = report
 
     def label(self, versions: list[str], scores: list[float], labels: list[float]) -> None:
         """Labels of rows that were scored. They wait for the next tick."""
-        room = _WAITING_LABELS - len(self._labels)
-        self._labels += list(zip(versions, scores, labels, strict=True))[:room]
+        with self._lock:
+            room = _WAITING_LABELS - len(self._labels)
+            self._labels += list(zip(versions, scores, labels, strict=True))[:room]
 
     def tick(self) -> RolloutState | None:
         """Look at the registry, let the guard judge, and carry out what follows. Blocks.
@@ -89,7 +94,7 @@ class Director:
             self._follow(found, state, now_s)
         except Changed as error:
             _LOG.info("%s", error)
-        except (RegistryError, ConfigError) as error:
+        except TwinpathError as error:
             if not self._problem:
                 self._problem_since_s = now_s
                 _LOG.warning("rollout of %s stands still: %s", self.model, error)
@@ -121,8 +126,8 @@ class Director:
     def _follow(self, found: ModelState, state: RolloutState | None, now_s: float) -> None:
         self._state = state
         if state is None or not state.live:
-            self._guard = self._verdict = self._report = None
-            self._labels.clear()
+            self._guard = self._verdict = None
+            self._taken()
             return
         if state.ending is not None:
             self._do(found, state, Recovered(now_s))
@@ -148,9 +153,15 @@ class Director:
         self._watched = state
         return guard
 
+    def _taken(self) -> tuple[Report | None, list[tuple[str, float, float]]]:
+        """What waited, which is then no longer kept here."""
+        with self._lock:
+            report, self._report = self._report, None
+            labels, self._labels = self._labels, []
+        return report, labels
+
     def _feed(self, guard: Guard, state: RolloutState, now_s: float) -> None:
-        report, self._report = self._report, None
-        labels, self._labels = self._labels, []
+        report, labels = self._taken()
         if report is not None:
             try:
                 guard.handle(Observed(now_s, report))
