@@ -117,7 +117,7 @@ def register(uri: str, *, seed: int = 0, wrong_for: int | None = None, broken: b
     frame = pd.DataFrame(x)
     if broken:
         frame = frame.rename(columns={"distance": "gate_number"})
-    model = xgboost.XGBClassifier(n_estimators=30, max_depth=4, learning_rate=0.3, n_jobs=1)
+    model = xgboost.XGBClassifier(n_estimators=40, max_depth=3, learning_rate=0.3, n_jobs=1)
     model.fit(frame, y)
     mlflow.set_tracking_uri(uri)
     with mlflow.start_run():

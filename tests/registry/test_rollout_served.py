@@ -3,13 +3,15 @@
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
 from rolling import HERE, MODEL, ROOT, Load, MlflowServer, Rolling, register, session_env, until
+from typer.testing import CliRunner, Result
 
+from twinpath.cli import app
+from twinpath.errors import ForbiddenError, RolloutError
 from twinpath.online.session import ServeSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
@@ -154,16 +156,28 @@ def test_labels_that_come_later_roll_back_a_challenger_that_is_wrong(rolling: Ro
     assert load.failures == []
 
 
-def test_an_operator_pauses_resumes_and_aborts(rolling: Rolling, load: Load, tmp_path: Path):
+def test_an_operator_pauses_resumes_and_aborts(rolling: Rolling, load: Load):
     challenger = register(rolling.mlflow.uri, seed=6)
-    rolling.start(challenger, minimum_time_s=3600)
-    command = f"/rollouts/{MODEL}/pause"
-    paused = rolling.admin("POST", command, json={"reason": "lunch"})
-    assert paused.json()["rollout"]["status"] == "paused"
+
+    def command(*words: str, key: str = rolling.admin_key) -> Result:
+        env = {"TWINPATH_URL": rolling.session.url, "TWINPATH_API_KEY": key}
+        return CliRunner().invoke(app, ["rollout", *words], env=env)
+
+    refused = command("start", MODEL, challenger, key=rolling.key)
+    assert isinstance(refused.exception, ForbiddenError)
+    started = command("start", MODEL, challenger, "--steps", "0.1,1", "--minimum-time", "3600")
+    assert f"→ {challenger}" in started.output, started.output
+    again = command("start", MODEL, challenger)
+    assert isinstance(again.exception, RolloutError)
+    assert "under way" in str(again.exception)
+    paused = json.loads(command("pause", MODEL, "--reason", "lunch", "--json").stdout)
+    assert paused["rollout"]["status"] == "paused"
     assert rolling.admin("POST", f"/rollouts/{MODEL}/resume").json()["rollout"]["live"]
+    assert "running" in command("status", MODEL).output
     until(lambda: challenger in load.seen(), 60, "the challenger answers its share")
     done = rolling.admin("POST", f"/rollouts/{MODEL}/abort", json={"reason": "enough"})
     assert done.json()["rollout"]["status"] == "aborted"
+    assert "lunch" in command("history", MODEL).output
     late = rolling.admin("POST", f"/rollouts/{MODEL}/pause")
     assert (late.status_code, late.json()["error"]["code"]) == (409, "rollout")
     time.sleep(3)

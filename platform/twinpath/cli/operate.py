@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ def operate(
 
 
 def _over_http(url: str, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    path = f"{url}/admin/rollouts/{arguments['model']}"
+    path = f"{url}/admin/rollouts/{urllib.parse.quote(arguments['model'], safe='')}"
     body: bytes | None = None
     if operation == "history":
         path += "/history"
