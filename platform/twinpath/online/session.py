@@ -133,7 +133,7 @@ class ServeSession:
             without=("RAY_ADDRESS",),
         )  # fmt: skip
         [added] = [process.pid for process in self._raylets() if process.pid not in before]
-        return added
+        return int(added)
 
     def _raylets(self) -> list[psutil.Process]:
         found = []
