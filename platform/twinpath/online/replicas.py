@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,6 +15,7 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.environment import slow_path
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
@@ -22,6 +25,8 @@ from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
 from twinpath.online.rollouts.watched import reports
 
+#: Serve's own logger, so that it stands in the replica's log, and on the terminal of `serve run`.
+_LOG = logging.getLogger("ray.serve")
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
 REMOTE_MAX_INFLIGHT = 64
@@ -65,6 +70,9 @@ class Ingress(GrpcMethods):
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
         await _refuse_public(self._gateway)
+        slow = slow_path(os.environ)
+        if slow is not None:
+            _LOG.warning("%s: %s", self._plan.graph_name, slow)
         from ray import serve
 
         replica = serve.get_replica_context().replica_id.unique_id
