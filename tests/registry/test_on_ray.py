@@ -1,4 +1,4 @@
-"""RegistryModel on Ray Serve, with a real MLflow server: swaps under load, pins, a registry away."""
+"""RegistryModel on Ray Serve, with a real MLflow server: swaps under load, pins, no registry."""
 
 import asyncio
 import threading
