@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from twinpath.graph.graph import Graph, Handle
     from twinpath.graph.node import Node
     from twinpath.graph.placement import Batch, Placement, Replicas
+    from twinpath.nodes.features import FeatureLookup
     from twinpath.nodes.registry import RegistryModel
 
 __version__ = "0.1.0"
@@ -21,6 +22,7 @@ __all__ = [
     "ROW_ERROR",
     "Batch",
     "Columns",
+    "FeatureLookup",
     "Graph",
     "Handle",
     "Node",
@@ -38,6 +40,7 @@ _HOMES = {
     "ROW_ERROR": "graph.columns",
     "Batch": "graph.placement",
     "Columns": "graph.columns",
+    "FeatureLookup": "nodes.features",
     "Graph": "graph.graph",
     "Handle": "graph.graph",
     "Node": "graph.node",

@@ -20,6 +20,7 @@ TwinpathError
 ├── NodeContractError          node_contract       500  a node broke its contract
 ├── RetryLaterError            retry_later         503  base of the next; ``retry_after_s``
 │   ├── OverloadedError        overloaded          503  a bounded queue is full
+│   ├── FeatureStoreError      feature_store       503  the feature store does not answer
 │   └── LimitError             rate_limited        429  the client's own limit is reached
 │       └── QuotaError         quota_exceeded      429  the client's quota is used up
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
@@ -186,6 +187,12 @@ class OverloadedError(RetryLaterError):
     """A bounded queue is full."""
 
     code = "overloaded"
+
+
+class FeatureStoreError(RetryLaterError):
+    """The feature store does not answer."""
+
+    code = "feature_store"
 
 
 class LimitError(RetryLaterError):

@@ -78,6 +78,7 @@ class Outcome:
 
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
     #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
+    #: ``remarks``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
     #: ``notes``: what nodes noted of rows, by node: ascending rows, and a column for each note.
     """
 
@@ -86,6 +87,7 @@ class Outcome:
     rows: Rows
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
     notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
 
     @classmethod
@@ -102,20 +104,24 @@ class Outcome:
         """One outcome for each run of ``sizes[i]`` consecutive rows; the sizes add up to n."""
         parts: list[Outcome] = []
         start = 0
+        items = list(self.columns.items())
+        if self.ok and not self.notes:
+            for size in sizes:
+                stop = start + size
+                columns = {name: values[start:stop] for name, values in items}
+                parts.append(Outcome(size, columns, positions(size), {}, remarks=self.remarks))
+                start = stop
+            return parts
         for size in sizes:
             stop = start + size
-            if self.ok:
-                columns = {name: values[start:stop] for name, values in self.columns.items()}
-                parts.append(Outcome.success(columns, size))
-            else:
-                low, high = np.searchsorted(self.rows, (start, stop))
-                columns = {name: values[low:high] for name, values in self.columns.items()}
-                errors = {
-                    row - start: error for row, error in self.errors.items() if start <= row < stop
-                }
-                parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
-            if self.notes:
-                parts[-1].notes = self._notes(start, stop)
+            low, high = np.searchsorted(self.rows, (start, stop))
+            columns = {name: values[low:high] for name, values in items}
+            errors = {
+                row - start: error for row, error in self.errors.items() if start <= row < stop
+            }
+            parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
+            parts[-1].remarks = self.remarks
+            parts[-1].notes = self._notes(start, stop)
             start = stop
         return parts
 
@@ -139,6 +145,7 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
         for part, start in zip(parts, starts, strict=False)
         for row, error in part.errors.items()
     }
+    remarks = {subject: text for part in parts for subject, text in part.remarks.items()}
     notes: dict[str, tuple[Rows, Columns]] = {}
     for node in dict.fromkeys(node for part in parts for node in part.notes):
         noted = [
@@ -150,4 +157,6 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
             np.concatenate([rows + start for (rows, _), start in noted]),
             concat([kept for (_, kept), _ in noted]),
         )
-    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors, notes=notes)
+    return Outcome(
+        int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks, notes=notes
+    )

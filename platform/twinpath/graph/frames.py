@@ -41,13 +41,14 @@ class Frame:
 
 @dataclass(slots=True)
 class State:
-    """A batch under way: frames by step id, the rows that have failed, seconds and notes by
-    node."""
+    """A batch under way: frames by step id, the rows that have failed, remarks, and seconds and
+    notes by node."""
 
     n: int
     frames: dict[int, Frame] = field(default_factory=dict)
     errors: dict[int, RowError] = field(default_factory=dict)
     nodes_s: dict[str, float] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
     notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
     #: The version that each row asks for, None or text; None when no row asks for any.
     pins: np.ndarray | None = None

@@ -29,6 +29,7 @@ from twinpath.graph.columns import (
     row_count,
     take,
 )
+from twinpath.graph.context import collect_remarks
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
@@ -71,6 +72,7 @@ class NodeRunner:
         """The node's own columns for n rows. Raises NodeContractError for a broken contract;
         a row for which ``predict`` raises becomes that row's error."""
         n = row_count(columns)
+        remarks = collect_remarks()
         try:
             result = await self._predict(columns)
         except (RowFailedError, InputError) as error:
@@ -79,7 +81,9 @@ class NodeRunner:
             raise
         except Exception as error:
             return await self._isolate(columns, n, error)
-        return self._checked(result, n)
+        outcome = self._checked(result, n)
+        outcome.remarks = remarks
+        return outcome
 
     async def _predict(self, columns: Columns) -> Any:
         started = time.perf_counter()
@@ -301,7 +305,7 @@ class Executor:
         for row in lost:
             text = "no branch of the graph gave this row an output: check the where= conditions"
             errors[row] = RowError(NodeContractError.code, text)
-        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.notes)
+        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.remarks, state.notes)
 
     def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:
         """The output if all rows went one way and nothing failed, as nearly always."""
@@ -314,7 +318,7 @@ class Executor:
         columns = self._output_columns(frame, wanted)
         if plan.output_schema.check_output(columns):
             return None
-        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.notes)
+        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.remarks, state.notes)
 
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
@@ -361,6 +365,7 @@ class Executor:
                 given[PIN] = state.pins[frame.rows]
             outcome = await self._calls[step.id](given)
             state.nodes_s[step.name] = time.perf_counter() - started_s
+            state.remarks |= outcome.remarks
             for node, (rows, noted) in outcome.notes.items():
                 state.notes[node] = (frame.rows[rows], noted)
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):

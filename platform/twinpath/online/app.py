@@ -209,9 +209,10 @@ def graph_app(
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
+    more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied."""
+    ``gateway`` no rule is applied. ``more_routes`` are behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
@@ -226,7 +227,7 @@ def graph_app(
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        protocols.routes(plane),
+        [*protocols.routes(plane), *more_routes],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

@@ -65,7 +65,7 @@ class Frontend:
         #: Told of outcomes that nodes noted something of, so that feedback finds them again.
         self.remember: Callable[[Ask, Outcome], None] | None = None
         self._ids = itertools.count()
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex().encode()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
         self.waiting: set[asyncio.Task[None]] = set()
 
@@ -80,7 +80,7 @@ class Frontend:
         """What the gateway's rules see of a request over HTTP."""
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _VISIBLE.match(request_id):
-            request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+            request_id = b"%b%08x" % (self._id_prefix, next(self._ids))
         return Ask(
             graph=self.plane.name,
             headers=headers,
@@ -197,6 +197,11 @@ class Exchange:
         except Exception as error:
             self._refuse(error)
             return
+        if result.remarks:
+            answer.headers += [
+                (b"x-" + subject.encode(), text.encode())
+                for subject, text in result.remarks.items()
+            ]
         code = "ok" if answer.status < 400 else "row_failed"
         self._finish(answer, code, timing, time.monotonic() - started_s)
 

@@ -53,9 +53,9 @@ class Authentication:
         for authenticator in self._authenticators:
             if authenticator.reads(credentials):
                 found = authenticator.principal(credentials)
-                if isinstance(found, Principal):
+                if type(found) is Principal:
                     return _let_in(ask, found)
-                return _when(found, ask)
+                return _when(found, ask)  # type: ignore[arg-type]  # it is awaitable
         raise AccessError("these credentials are of no kind that is accepted here")
 
 
@@ -71,7 +71,9 @@ def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.admin = principal.admin
     if not principal.may_use(ask.graph):
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
-    return admit_in_turn(principal.limits, ask) if principal.limits else None
+    if not principal.limits:
+        return None
+    return admit_in_turn(tuple(limit.admit for limit in principal.limits), ask)
 
 
 def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:

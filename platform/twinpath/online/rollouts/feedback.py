@@ -16,6 +16,7 @@ import numpy as np
 from twinpath.errors import InputError
 from twinpath.graph.columns import Outcome
 from twinpath.online.dataplane import Ask
+from twinpath.rollout.recorder import score_of
 
 #: Names of the notes that are kept, as `nodes.registry` writes them.
 VERSION, SCORE = "version", "score"
@@ -79,7 +80,7 @@ class Feedback:
         notes = [
             (node, rows, noted[VERSION], noted[SCORE])
             for node, (rows, noted) in outcome.notes.items()
-            if VERSION in noted and SCORE in noted
+            if VERSION in noted and SCORE in noted and noted[SCORE].dtype.kind in "fiub"
         ]
         if not notes:
             return
@@ -132,7 +133,7 @@ def _known(
 ) -> tuple[list[str], list[float], list[float]]:
     """Rows that have a version, a score and a label; notes are of the rows at ``rows``."""
     kept: tuple[list[str], list[float], list[float]] = ([], [], [])
-    flat = np.asarray(scores, np.float64)
+    flat = np.asarray(score_of(scores), np.float64)
     for row, version, score in zip(rows.tolist(), versions.tolist(), flat.tolist(), strict=True):
         label = labels[row]
         if label is not None and version and math.isfinite(score):
