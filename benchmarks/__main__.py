@@ -11,6 +11,7 @@ from benchmarks import (
     gateway_cost,
     offline_flights,
     online_fused,
+    registry_swaps,
     rollout_cost,
     rollout_guard,
 )
@@ -24,6 +25,7 @@ ALL = {
     "gateway_cost": gateway_cost,
     "rollout_guard": rollout_guard,
     "rollout_cost": rollout_cost,
+    "registry_swaps": registry_swaps,
     "online": bench,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
