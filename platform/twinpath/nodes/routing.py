@@ -190,7 +190,8 @@ class Router:
         if kind == "f":
             finite = np.asarray(np.isfinite(scores), bool)
             if not finite.all():
-                errors = ~finite.reshape(len(finite), -1).all(axis=1)
+                whole_rows = finite.reshape(len(finite), -1).all(axis=1)
+                errors = np.asarray(~whole_rows, bool)
         recorder.record(version, scores, columns, spent_s, errors)
 
     def _copy(self, challenger: str, columns: Columns, rows: Rows) -> None:
