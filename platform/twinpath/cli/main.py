@@ -11,11 +11,8 @@ import typer
 from rich.console import Console
 
 from twinpath.cli.keys import keys
-<<<<<<< HEAD
-from twinpath.cli.rollout import rollout
-=======
 from twinpath.cli.models import models
->>>>>>> registry
+from twinpath.cli.rollout import rollout
 from twinpath.cli.tls import dev_cert, edge
 from twinpath.errors import TwinpathError
 
@@ -28,11 +25,8 @@ app = typer.Typer(
 )
 
 app.add_typer(keys, name="keys")
-<<<<<<< HEAD
-app.add_typer(rollout, name="rollout")
-=======
 app.add_typer(models, name="models")
->>>>>>> registry
+app.add_typer(rollout, name="rollout")
 app.command("dev-cert")(dev_cert)
 app.command("edge")(edge)
 
