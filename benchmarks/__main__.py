@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import gateway_cost, offline_flights, online_fused, rollout_guard
+from benchmarks import gateway_cost, offline_flights, online_fused, rollout_cost, rollout_guard
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -15,6 +15,7 @@ ALL = {
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
     "rollout_guard": rollout_guard,
+    "rollout_cost": rollout_cost,
     "online": bench,
 }
 ROUNDS = 3

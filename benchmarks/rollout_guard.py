@@ -1,8 +1,8 @@
 """Two hundred rollouts of an equal model, and faults: whom the guard stops, and how soon.
 
 Traffic is simulated (400 flights a second, 16 carriers, a rate that drifts), the split, recorder,
-guard and machine are the library's. Beside it the usual way: a Kolmogorov-Smirnov test of all
-scores so far, looked at each second, that rolls back at p < 0.01. No server and no clock are
+guard and machine are the library's. Beside it the usual way: a Kolmogorov-Smirnov test of the
+step's scores so far, looked at each second, that rolls back at p < 0.01. No server and no clock are
 involved, so the figures are the same on any machine.
 """
 
@@ -44,14 +44,19 @@ FAULTS: dict[str, tuple[Version, Fault]] = {
 
 
 class Peeking:
-    """A Kolmogorov-Smirnov test of binned scores, asked each second."""
+    """A Kolmogorov-Smirnov test of a step's binned scores, asked each second."""
 
     def __init__(self) -> None:
         self._bins = Bins()
         self._counts = np.zeros((2, self._bins.count))
+        self._step = 0
         self.alarmed = False
 
-    def __call__(self, second: Second) -> None:
+    def see(self, second: Second) -> None:
+        """A second of traffic."""
+        if second.step != self._step:
+            self._step = second.step
+            self._counts[:] = 0
         for at, (scores, mask) in enumerate(
             ((second.before, ~second.challenger), (second.now, second.challenger))
         ):
@@ -74,7 +79,7 @@ def run(rounds: int, console: Console) -> list[Row]:
     for seed in range(EQUAL):
         with console.status(f"equal models, {seed + 1} of {EQUAL}"):
             watch = Peeking()
-            equal += rollout(incumbent, Fault(labels=True), seed=seed, watch=watch).rolled_back
+            equal += rollout(incumbent, Fault(labels=True), seed=seed, watch=watch.see).rolled_back
             peeked += watch.alarmed
     of = f"rollouts of {EQUAL}"
     rows = [

@@ -90,6 +90,7 @@ class Second:
     now: NDArray[np.float64]
     challenger: NDArray[np.bool_]
     outcome: NDArray[np.bool_]
+    step: int
 
 
 def traffic(
@@ -116,6 +117,7 @@ def traffic(
             version(logits, columns, random),
             parts.challenger | parts.mirrored,
             random.random(n) < _sigmoid(logits),
+            state().step,
         )
         second += 1
 

@@ -13,6 +13,7 @@ MODULES = ("guard", "checks", "sequential", "machine", "verdict", "state", "mirr
 STORIES = ("test_rollout_guard", "test_rollout_machine")
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_every_branch_of_the_guard_and_the_machine_is_taken(tmp_path):
     wanted = ",".join(f"*/twinpath/rollout/{name}.py" for name in MODULES)

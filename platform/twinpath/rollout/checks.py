@@ -124,12 +124,15 @@ class Latency:
         """One, once both have enough calls."""
         before, now = int(self._incumbent.sum()), int(self._challenger.sum())
         if before >= _CALLS and now >= _CALLS:
-            bins = _percentile(self._challenger) - _percentile(self._incumbent)
-            ratio = 10 ** (bins / LATENCY_PER_DECADE)
-            # The evidence is already about more than the ratio: no second bound.
-            yield Finding(
-                "p99 ratio", ratio, ratio, self._ratio, self._log_e, self._needed, before, now
+            ratio = _ratio(_percentile(self._challenger), _percentile(self._incumbent))
+            low = _ratio(
+                _percentile(self._challenger, -_DEVIATIONS),
+                _percentile(self._incumbent, _DEVIATIONS),
             )
+            yield Finding(
+                "p99 ratio", ratio, low, self._ratio, self._log_e, self._needed, before, now,
+                equal=1.0,
+            )  # fmt: skip
 
 
 class Scores:
@@ -273,9 +276,15 @@ def _negative(labels: LabelSketch) -> Trials:
     return int(labels.negatives.sum()), labels.count
 
 
-def _percentile(calls: Counts) -> int:
-    """The bin that holds the 99th percentile."""
-    return int(np.searchsorted(np.cumsum(calls), 0.99 * calls.sum()))
+def _percentile(calls: Counts, deviations: float = 0.0) -> int:
+    """The bin that holds the 99th percentile, or one so many standard errors of its rank off."""
+    n = int(calls.sum())
+    rank = 0.99 + deviations * (0.99 * 0.01 / n) ** 0.5
+    return int(np.searchsorted(np.cumsum(calls), min(rank, 1.0) * n))
+
+
+def _ratio(challenger_bin: int, incumbent_bin: int) -> float:
+    return float(10 ** ((challenger_bin - incumbent_bin) / LATENCY_PER_DECADE))
 
 
 def _over(calls: Counts, at: int) -> Trials:

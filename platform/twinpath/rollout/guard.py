@@ -111,7 +111,10 @@ class Guard:
         incumbent = empty.versions.get(self._state.incumbent, none)
         challenger = empty.versions.get(self._state.challenger, none)
         self._errors.see(incumbent.overall, challenger.overall)
-        self._latency.see(incumbent.latency, challenger.latency)
+        # Mirrored calls go behind all others, and a call with more rows takes longer: times are
+        # compared only where that speaks for the challenger, if for anybody.
+        if not self._state.mirror and self._state.share <= 0.5:
+            self._latency.see(incumbent.latency, challenger.latency)
         self._scores.see(incumbent, challenger)
         self._samples += challenger.overall.rows
 

@@ -34,6 +34,8 @@ class Finding:
     incumbent_count: int
     challenger_count: int
     segment: str = ""
+    #: What ``size`` is where there is no difference.
+    equal: float = 0.0
 
     @property
     def harmful(self) -> bool:
@@ -42,8 +44,8 @@ class Finding:
 
     @property
     def suspicious(self) -> bool:
-        """Large enough to matter, were it certain: reason to wait for more."""
-        return self.size > self.threshold
+        """A difference, and its estimate is large enough to matter: reason to wait for more."""
+        return self.size > self.threshold and self.low > self.equal
 
     def __str__(self) -> str:
         where = f" where {self.segment}" if self.segment else ""
