@@ -205,6 +205,11 @@ class ServeSession:
                 reasons = [
                     f"{name} is {app['status']}: {app['message']}"
                     for name, app in (failed or waiting).items()
+                ] + [
+                    f"{name}, {deployment}: {found['message']}"
+                    for name, app in (failed or waiting).items()
+                    for deployment, found in app["deployments"].items()
+                    if found["message"]
                 ]
                 raise TwinpathError(f"{config} is not served:\n" + "\n".join(reasons))
             time.sleep(0.2)
