@@ -81,7 +81,9 @@ class Ingress(GrpcMethods):
         step = engine_step(self._plan)
         self._engine = None if step is None else self._executor.loaded(step)
         if self._engine is not None:
-            app.openai = OpenAIDoor(await self._engine.openai_app(), app.frontend)
+            app.openai = OpenAIDoor(
+                await self._engine.openai_app(), app.frontend, self._engine.check_health
+            )
             self._watch = asyncio.create_task(end_with(self._executor.check_health))
         self._app = app
         return app
