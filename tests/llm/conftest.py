@@ -81,5 +81,5 @@ def executor(llama: Path, lora: Path) -> Iterator[Executor]:
 @pytest.fixture(scope="module")
 def llm(executor: Executor) -> LLM:
     """Its node."""
-    node: LLM = executor.loaded(executor.steps[0])
+    node: LLM = executor.nodes[executor.steps[0].name]
     return node

@@ -220,7 +220,7 @@ def test_sampling_parameters_read_structured_outputs():
 @contextlib.asynccontextmanager
 async def served(executor: Executor, gateway: GatewayArgs | None = None) -> AsyncIterator[str]:
     """The URL of the graph's app on the HTTP server that replicas run it on."""
-    llm = executor.loaded(executor.steps[0])
+    llm = executor.nodes[executor.steps[0].name]
     batcher = Batcher(executor.run, Batch(), max_inflight=64)
     app = graph_app(executor.plan, batcher, max_body_bytes=100_000, gateway=gateway)
     assert engine_step(executor.plan) is executor.steps[0]

@@ -93,7 +93,7 @@ async def app_of(gateway: GatewayArgs | None = None, health: Any = lambda: None)
     app = graph_app(plan, Batcher(executor.run, Batch()), max_body_bytes=1000, gateway=gateway)
     step = engine_step(plan)
     assert step is not None
-    app.openai = OpenAIDoor(await executor.loaded(step).openai_app(), app.frontend, health)
+    app.openai = OpenAIDoor(await executor.nodes[step.name].openai_app(), app.frontend, health)
     return app
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinpath.errors import BatchJobError, MissingExtraError, did_you_mean
+from twinpath.graph.node import FeatureTime
 from twinpath.graph.plan import Plan, Stage
 from twinpath.offline.stages import StageCall
 
@@ -46,7 +47,8 @@ class Job:
     has the columns of the graph's input, and may have others. ``keep`` names source columns to
     copy to the output. Rows that fail go to ``dead_letters`` (default: ``<sink>.dead_letters``).
     ``batch_size`` is in rows; ``workers`` is the number of actors of each fused stage (default:
-    the CPUs that are free in the cluster). Raises BatchJobError.
+    the CPUs that are free in the cluster). ``features`` says whether feature nodes give what was
+    known at each row's moment, or read the online store as it is now. Raises BatchJobError.
     """
 
     def __init__(
@@ -60,8 +62,11 @@ class Job:
         batch_size: int = 8192,
         workers: int | None = None,
         overwrite: bool = False,
+        features: FeatureTime = "as_of",
     ) -> None:
-        self.plan, self.source = plan, source
+        if features not in ("as_of", "now"):
+            raise BatchJobError(f"features={features!r}: expected 'as_of' or 'now'")
+        self.plan, self.source = plan.offline(features), source
         self.sink = Path(sink).absolute() if sink is not None else None
         self.keep = tuple(keep)
         self.batch_size, self.workers, self.overwrite = batch_size, workers, overwrite
@@ -78,6 +83,12 @@ class Job:
         """The lazy output dataset: output columns, ``keep``, and ``__error__`` (JSON text; empty
         or null for a row that succeeded). Rows keep their order and number."""
         return self._pipeline(dead_letters=None)
+
+    def rows(self) -> "Dataset":
+        """The lazy source, as the job reads it. Raises BatchJobError when it lacks a column."""
+        dataset = self._read(_ray_data(), self._workers())
+        self._check_source(dataset)
+        return dataset
 
     def run(self) -> Summary:
         """Run to the end and write the sink. Raises BatchJobError when the sink is not empty
