@@ -53,6 +53,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             name=step.name,
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
+            **_health(step.node),
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(
@@ -63,9 +64,17 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         max_ongoing_requests=4096,
         logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
+        **_health(*(step.node for step in plan.steps if step.placement is None)),
         **serve_scaling(plan.placement.replicas),
     )
     return ingress.bind(plan, args, handles, controller)
+
+
+def _health(*nodes: Any) -> dict[str, Any]:
+    """A node that can tell whether it is well is asked often."""
+    if any(hasattr(node, "check_health") for node in nodes):
+        return {"health_check_period_s": 2.0}
+    return {}
 
 
 def _controller(plan: Plan, args: GraphArgs) -> Any:
