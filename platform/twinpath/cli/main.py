@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from twinpath.cli.keys import keys
+from twinpath.cli.memory import plan_memory
 from twinpath.cli.tls import dev_cert, edge
 from twinpath.errors import TwinpathError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 app.add_typer(keys, name="keys")
 app.command("dev-cert")(dev_cert)
 app.command("edge")(edge)
+app.command("plan-memory")(plan_memory)
 
 GraphPath = Annotated[
     str, typer.Argument(metavar="MODULE:GRAPH", help="For example graphs.flights:graph.")
