@@ -51,6 +51,15 @@ class NodeRunner:
         node, self._node = self._node, None
         getattr(node, "teardown", lambda: None)()
 
+    @property
+    def node(self) -> Any:
+        """The node that was set up; None before and after."""
+        return self._node
+
+    def check_health(self) -> None:
+        """Raises what the node's ``check_health`` raises, if it has one."""
+        getattr(self._node, "check_health", lambda: None)()
+
     async def call(self, columns: Columns) -> Outcome:
         """The node's own columns for n rows. Raises NodeContractError for a broken contract;
         a row for which ``predict`` raises becomes that row's error."""
@@ -200,6 +209,16 @@ class Executor:
         """Tear down every node of this process."""
         for runner in self._runners.values():
             runner.teardown()
+
+    def check_health(self) -> None:
+        """Raises the first complaint of a node of this process."""
+        for runner in self._runners.values():
+            runner.check_health()
+
+    def loaded(self, step: Step) -> Any:
+        """The node of a step of this process, set up; None for one that runs elsewhere."""
+        runner = self._runners.get(step.id)
+        return None if runner is None else runner.node
 
     async def run(self, columns: Columns) -> Outcome:
         """Validated input columns (n rows) to output columns; a row's failure is its own."""

@@ -51,6 +51,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             name=step.name,
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
+            **_health(step.node),
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(step, args.ingress.offload_after_ms)
@@ -59,6 +60,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         max_ongoing_requests=4096,
         logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
+        **_health(*(step.node for step in plan.steps if step.placement is None)),
         **serve_scaling(plan.placement.replicas),
     )
     return ingress.bind(plan, args, handles)
@@ -71,3 +73,10 @@ def _check_memory(plan: Plan) -> None:
             found = plan_node(step.node, num_gpus=(step.placement or plan.placement).num_gpus)
             if found is not None:
                 found.check()
+
+
+def _health(*nodes: Any) -> dict[str, Any]:
+    """A node that can tell whether it is well is asked often."""
+    if any(hasattr(node, "check_health") for node in nodes):
+        return {"health_check_period_s": 2.0}
+    return {}

@@ -17,7 +17,9 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
+from twinpath.online.health import end_with
 from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
@@ -33,6 +35,9 @@ class Ingress(GrpcMethods):
     def __init__(self, plan: Plan, given: GraphArgs, handles: Mapping[str, Any]) -> None:
         args = given.ingress
         self._plan, self._args = plan, args
+        #: The engine that the whole graph is, if it is one, and the task that ends with it.
+        self._engine: Any = None
+        self._watch: asyncio.Task[None] | None = None
         self._gateway, self._version = given.gateway, given.version
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
@@ -46,7 +51,8 @@ class Ingress(GrpcMethods):
         self._batcher = Batcher(
             self._executor.run,
             plan.placement.batch,
-            max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
+            max_inflight=args.max_inflight
+            or max(REMOTE_MAX_INFLIGHT if remotes else 1, *_at_once(plan, remotes)),
             max_queue_rows=args.max_queue_rows,
         )
         _settle()
@@ -72,8 +78,17 @@ class Ingress(GrpcMethods):
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
+        step = engine_step(self._plan)
+        self._engine = None if step is None else self._executor.loaded(step)
+        if self._engine is not None:
+            app.openai = OpenAIDoor(await self._engine.openai_app(), app.frontend)
+            self._watch = asyncio.create_task(end_with(self._executor.check_health))
         self._app = app
         return app
+
+    def check_health(self) -> None:
+        """Serve's hook: raises what a node of this process complains of."""
+        self._executor.check_health()
 
     def set_loaded(self, loaded: bool) -> bool:
         """Take this replica's graph in or out of service; called on all replicas at once."""
@@ -98,7 +113,11 @@ class Ingress(GrpcMethods):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        waiting, running = self._batcher.queued_rows, self._batcher.running_rows
+        if self._engine is not None:
+            # Rows that run are sequences of the engine, as the OpenAI API's requests are.
+            running = self._engine.sequences()
+        return {LOAD: float(waiting + running)}
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -112,6 +131,8 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await self._batcher.close()
         await asyncio.to_thread(self._executor.teardown)
 
@@ -125,7 +146,10 @@ class PlacedNode:
         self._runner = NodeRunner(step, offload_after_ms)
         self._runner.setup()
         self._batcher = Batcher(
-            self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
+            self._runner.call,
+            step.placement.batch,
+            max_inflight=getattr(step.node, "max_inflight", 1),
+            max_queue_rows=1 << 30,
         )
         _settle()
 
@@ -139,6 +163,10 @@ class PlacedNode:
             return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
         return outcome
 
+    def check_health(self) -> None:
+        """Serve's hook: raises what the node complains of."""
+        self._runner.check_health()
+
     def ready(self) -> bool:
         """Answers only once the constructor, and so the node's setup, is through."""
         return True
@@ -151,6 +179,12 @@ class PlacedNode:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
             self._runner.teardown()
+
+
+def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
+    """How many batches at once the nodes of this process are made for; 1 unless they say more."""
+    steps = [step for step in plan.steps if step.node is not None and step.name not in remotes]
+    return [min((getattr(step.node, "max_inflight", 1) for step in steps), default=1)]
 
 
 async def _refuse_public(gateway: GatewayArgs) -> None:
