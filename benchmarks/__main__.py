@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import gateway_cost, offline_flights, online_fused
+from benchmarks import gateway_cost, llm_offline, offline_flights, online_fused
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -14,6 +14,7 @@ ALL = {
     "online_fused": online_fused,
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
+    "llm_offline": llm_offline,
     "online": bench,
 }
 ROUNDS = 3
