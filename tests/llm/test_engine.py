@@ -1,25 +1,37 @@
 """A real vLLM engine as a node, in this process."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
+import uvicorn
+from prometheus_client import REGISTRY
 
 from llm import models
 from llm.conftest import ENGINE, ENVIRONMENT
 from twinpath.errors import ConfigError, InputError, RetryLaterError
 from twinpath.graph.columns import ROW_ERROR, Columns
+from twinpath.graph.placement import Batch
+from twinpath.graph.stage import Executor
 from twinpath.nodes.llm import LLM, Embed, sampling_params
 from twinpath.nodes.llm_usage import USAGE, Usage
+from twinpath.online.app import graph_app
+from twinpath.online.batcher import Batcher
+from twinpath.online.gateway.args import GatewayArgs, LimitArgs
+from twinpath.online.gateway.keys import new_key, write_keys
+from twinpath.online.lean import LeanProtocol
+from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -202,6 +214,146 @@ def test_sampling_parameters_read_structured_outputs():
     assert params.structured_outputs.choice == ["a"]
 
 
+# --- the OpenAI API of the same engine, over real sockets ----------------------------------
+
+
+@contextlib.asynccontextmanager
+async def served(executor: Executor, gateway: GatewayArgs | None = None) -> AsyncIterator[str]:
+    """The URL of the graph's app on the HTTP server that replicas run it on."""
+    llm = executor.nodes[executor.steps[0].name]
+    batcher = Batcher(executor.run, Batch(), max_inflight=64)
+    app = graph_app(executor.plan, batcher, max_body_bytes=100_000, gateway=gateway)
+    assert engine_step(executor.plan) is executor.steps[0]
+    app.openai = OpenAIDoor(await llm.openai_app(), app.frontend, llm.check_health)
+    config = uvicorn.Config(app, port=0, log_level="warning", http=LeanProtocol)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "how late is my flight", "temperature": 0} | more
+
+
+def test_the_graphs_own_endpoint_and_the_openai_api_say_the_same(
+    executor: Executor, loop: asyncio.Runner
+):
+    async def both() -> tuple[Any, Any, Any]:
+        async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            row = {"prompt": "how late is my flight", "budget": 8}
+            own = await client.post("/chat/predict", json={"rows": [row]})
+            theirs = await client.post("/v1/completions", json=asked(max_tokens=8))
+            adapted = await client.post("/v1/completions", json=asked(model="strange"))
+            return own.json(), theirs.json(), adapted.json()
+
+    own, theirs, adapted = loop.run(both())
+    assert own["rows"][0]["text"] == theirs["choices"][0]["text"]
+    assert own["rows"][0]["completion_tokens"] == theirs["usage"]["completion_tokens"]
+    assert adapted["choices"][0]["text"] != theirs["choices"][0]["text"]
+
+
+def test_a_hundred_clients_that_hang_up_leave_nothing_behind(
+    executor: Executor, llm: LLM, loop: asyncio.Runner
+):
+    async def hang_up(url: str) -> None:
+        body = asked(max_tokens=240, stream=True, ignore_eos=True)
+        async with (
+            httpx.AsyncClient(timeout=120) as client,
+            client.stream("POST", f"{url}/v1/completions", json=body) as answer,
+        ):
+            assert answer.status_code == 200
+            await anext(answer.aiter_lines())
+
+    async def crowd() -> tuple[int, float, int]:
+        async with served(executor) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                await client.post("/v1/completions", json=asked())
+            before = len(asyncio.all_tasks())
+            await asyncio.gather(*(hang_up(url) for _ in range(100)))
+            await until(lambda: not llm.sequences() and len(asyncio.all_tasks()) <= before)
+            # The engine reports its cache when it steps.
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                await client.post("/v1/completions", json=asked(max_tokens=1))
+            await until(lambda: kv_use() == 0.0)
+            return llm.sequences(), kv_use(), len(asyncio.all_tasks()) - before
+
+    sequences, used, tasks = loop.run(crowd())
+    assert sequences == 0
+    assert used == 0.0
+    assert tasks <= 0
+
+
+def kv_use() -> float:
+    """The part of the KV cache that is in use, as vLLM's own metric has it."""
+    found = REGISTRY.get_sample_value(
+        "vllm:kv_cache_usage_perc", {"model_name": "tiny", "engine": "0"}
+    )
+    assert found is not None
+    return found
+
+
+def test_the_gateway_guards_the_openai_api_and_counts_tokens(
+    executor: Executor, loop: asyncio.Runner, tmp_path: Path
+):
+    key, record = new_key("ann", ("chat",))
+    write_keys(tmp_path / "keys", [record])
+    gateway = GatewayArgs(api_keys=tmp_path / "keys", limits=LimitArgs(tokens="40/day"))
+
+    async def calls() -> list[httpx.Response]:
+        async with (
+            served(executor, gateway) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            known = {"Authorization": f"Bearer {key}"}
+            stranger = await client.post("/v1/completions", json=asked())
+            listed = await client.get("/v1/models", headers=known)
+            streamed = asked(max_tokens=20, stream=True, ignore_eos=True)
+            first = await client.post("/v1/completions", json=streamed, headers=known)
+            more = asked(max_tokens=20, ignore_eos=True)
+            second = await client.post("/v1/completions", json=more, headers=known)
+            third = await client.post("/v1/completions", json=more, headers=known)
+            large = asked(prompt="x" * 200_000)
+            too_large = await client.post("/v1/completions", json=large, headers=known)
+            hidden = await client.get("/metrics", headers=known)
+            return [stranger, listed, first, second, third, too_large, hidden]
+
+    answers = loop.run(calls())
+    assert [answer.status_code for answer in answers] == [401, 200, 200, 200, 429, 413, 404]
+    stranger, listed, _, _, third, too_large, _ = answers
+    assert stranger.headers["www-authenticate"] == "Bearer"
+    assert stranger.json()["error"]["code"] == "unauthenticated"
+    assert {model["id"] for model in listed.json()["data"]} == {"tiny", "strange"}
+    assert third.json()["error"]["code"] == "rate_limited"
+    assert int(third.headers["retry-after"]) >= 1
+    assert too_large.json()["error"]["code"] == "body_too_large"
+    assert all(answer.headers["x-request-id"] for answer in answers)
+
+
+def test_a_deadline_ends_a_stream_with_an_error_event(
+    executor: Executor, llm: LLM, loop: asyncio.Runner
+):
+    async def late() -> str:
+        async with (
+            served(executor, GatewayArgs()) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            body = asked(max_tokens=200, n=8, stream=True, ignore_eos=True)
+            headers = {"X-Request-Timeout-Ms": "60"}
+            answer = await client.post("/v1/completions", json=body, headers=headers)
+            await until(lambda: not llm.sequences())
+            return answer.text
+
+    text = loop.run(late())
+    assert "deadline_exceeded" in text
+    assert len(text.split("data: ")) < 1600, "it was not ended"
+
+
 @pytest.mark.flaky(reruns=0)
 def test_a_dead_engine_is_no_fault_of_the_rows(llm: LLM, loop: asyncio.Runner):
     """Last of those with this engine: it is gone afterwards."""
@@ -239,10 +391,24 @@ def test_embeddings_are_those_of_the_model(minilm: Path):
     engine = {"enforce_eager": True, "dtype": "float32", "max_model_len": 128}
     node = Embed(str(minilm), engine=engine, environment=ENVIRONMENT)
     node.setup()
+
+    async def calls() -> tuple[Columns, Any, Any]:
+        columns = await node.predict({"text": text([*texts, ""])})
+        transport = httpx.ASGITransport(await node.openai_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            body = {"model": str(minilm), "input": texts}
+            vectors = await client.post("/v1/embeddings", json=body)
+            body = {"model": str(minilm), "text_1": texts[0], "text_2": texts[1:]}
+            return columns, vectors.json(), (await client.post("/score", json=body)).json()
+
     try:
-        found = asyncio.run(node.predict({"text": text([*texts, ""])}))
+        found, vectors, scores = asyncio.run(calls())
     finally:
         node.teardown()
+    for position, row in enumerate(vectors["data"]):
+        np.testing.assert_allclose(row["embedding"], found["embedding"][position], atol=1e-5)
+    likeness = [float(expected[0] @ other) for other in expected[1:]]
+    assert [row["score"] for row in scores["data"]] == pytest.approx(likeness, abs=2e-3)
     assert found["embedding"].dtype == np.float32
     np.testing.assert_allclose(found["embedding"][:3], expected, atol=2e-3)
     assert "expected text" in found[ROW_ERROR][3]
@@ -250,6 +416,7 @@ def test_embeddings_are_those_of_the_model(minilm: Path):
 
 # --- how a parent may end -------------------------------------------------------------------
 
+ROOT = Path(__file__).resolve().parents[2]
 PARENT = """
 import json, sys, time
 from twinpath.nodes.llm import LLM
@@ -267,7 +434,11 @@ def test_no_process_of_an_engine_outlives_a_parent_that_is_killed(llama: Path, t
     script = tmp_path / "parent.py"
     script.write_text(PARENT)
     given = json.dumps([str(llama), ENGINE, ENVIRONMENT])
-    parent = subprocess.Popen([sys.executable, str(script), given], stdout=subprocess.PIPE)
+    parent = subprocess.Popen(
+        [sys.executable, str(script), given],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+    )
     try:
         assert parent.stdout is not None
         line = next((line for line in parent.stdout if line.startswith(b"[")), b"[]")

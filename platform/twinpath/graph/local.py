@@ -118,7 +118,8 @@ def after_validation(checked: Outcome, answered: Outcome) -> Outcome:
     if checked.ok:
         return answered
     errors = checked.errors | {int(checked.rows[i]): e for i, e in answered.errors.items()}
-    return Outcome(checked.n, answered.columns, checked.rows[answered.rows], errors)
+    rows = checked.rows[answered.rows]
+    return Outcome(checked.n, answered.columns, rows, errors, remarks=answered.remarks)
 
 
 class LocalRunner:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twinpath.errors import BatchJobError, MissingExtraError, did_you_mean
+from twinpath.graph.node import FeatureTime
 from twinpath.graph.plan import Plan, Stage
 from twinpath.offline.checkpoint import FOLDER, Attempt, Checkpoint
 from twinpath.offline.positions import PositionedSource, dataset_of
@@ -52,7 +53,8 @@ class Job:
     has the columns of the graph's input, and may have others. ``keep`` names source columns to
     copy to the output. Rows that fail go to ``dead_letters`` (default: ``<sink>.dead_letters``).
     ``batch_size`` is in rows; ``workers`` is the number of actors of each fused stage (default:
-    the CPUs that are free in the cluster). Raises BatchJobError.
+    the CPUs that are free in the cluster). ``features`` says whether feature nodes give what was
+    known at each row's moment, or read the online store as it is now. Raises BatchJobError.
 
     With ``resume=True`` the job commits batch by batch. Killed at any moment and run again, it
     leaves out the rows that are done, and sink and dead letters hold each row exactly once; see
@@ -73,12 +75,15 @@ class Job:
         overwrite: bool = False,
         resume: bool = False,
         in_flight: int = 1,
+        features: FeatureTime = "as_of",
     ) -> None:
-        self.plan, self.source = plan, source
+        if features not in ("as_of", "now"):
+            raise BatchJobError(f"features={features!r}: expected 'as_of' or 'now'")
+        self.plan, self.source = plan.offline(features), source
         self.sink = Path(sink).absolute() if sink is not None else None
         self.keep = tuple(keep)
         self.batch_size, self.workers, self.overwrite = batch_size, workers, overwrite
-        self.resume, self.in_flight = resume, in_flight
+        self.resume, self.in_flight, self.features = resume, in_flight, features
         default = self.sink.with_name(self.sink.name + ".dead_letters") if self.sink else None
         self.dead_letters = Path(dead_letters).absolute() if dead_letters else default
         clash = set(self.keep) & set(plan.output_schema.fields)
@@ -92,6 +97,12 @@ class Job:
         """The lazy output dataset: output columns, ``keep``, and ``__error__`` (JSON text; empty
         or null for a row that succeeded). Rows keep their order and number."""
         return self._pipeline(dead_letters=None)
+
+    def rows(self) -> "Dataset":
+        """The lazy source, as the job reads it. Raises BatchJobError when it lacks a column."""
+        dataset = self._read(_ray_data(), self._workers())
+        self._check_source(dataset)
+        return dataset
 
     def run(self) -> Summary:
         """Run to the end and write the sink. Raises BatchJobError when the sink is not empty
@@ -144,6 +155,7 @@ class Job:
             "nodes": [step.name for step in self.plan.steps],
             "output": {name: str(kind) for name, kind in self.plan.output_schema.fields.items()},
             "keep": list(self.keep),
+            "features": self.features,
         }
 
     def _prepare_sink(self) -> None:

@@ -82,7 +82,7 @@ class GraphApp:
             await self.openai(scope, receive, send, echo_request_id=self._echo_request_id)
             return
         if scope["method"] == "POST":
-            codec = self.frontend.codecs.get(path)
+            codec = self.frontend.codec(path)
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
@@ -165,7 +165,9 @@ class GraphApp:
             if missing:
                 text = f"not set up yet: {', '.join(missing)}; ask again in a second"
                 return JSONResponse(_error("not_ready", text), 503, {"Retry-After": "1"})
-            return JSONResponse({"graph": plane.name, "status": "ready"})
+            notes = plane.notes()
+            document: dict[str, Any] = {"graph": plane.name, "status": "ready"}
+            return JSONResponse(document | {"notes": notes} if notes else document)
 
         async def not_post(request: StarletteRequest) -> JSONResponse:
             raise HTTPException(405, headers={"Allow": "POST"})
@@ -214,9 +216,10 @@ def graph_app(
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
+    more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied."""
+    ``gateway`` no rule is applied. ``more_routes`` are behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
@@ -231,7 +234,7 @@ def graph_app(
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        protocols.routes(plane),
+        [*protocols.routes(plane), *more_routes],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from twinpath.errors import (
     ClientClosedError,
@@ -18,6 +19,7 @@ from twinpath.errors import (
     TwinpathError,
 )
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
+from twinpath.graph.context import DEADLINE_S
 from twinpath.graph.placement import Batch
 from twinpath.online.policy import BatchPolicy, Dispatch, Priority, WakeAt
 
@@ -25,8 +27,7 @@ _LOG = logging.getLogger(__name__)
 _Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """How a request went through: seconds in the queue, seconds of its batch, the batch's rows,
     and the seconds of each node in it."""
 
@@ -290,6 +291,7 @@ class Batcher:
         """Run one batch. Every request is answered, unless this very task is cancelled."""
         rows = sum(request.rows for request in requests)
         started_s = time.monotonic()
+        DEADLINE_S.set(_last_deadline(requests))
         error: Exception
         try:
             outcome = await self._run(concat([request.columns for request in requests]))
@@ -316,6 +318,16 @@ class Batcher:
             _LOG.error("a batch of %d requests failed", len(requests), exc_info=error)
         for request in requests:
             _done(request, error, None)
+
+
+def _last_deadline(requests: list[_Request]) -> float | None:
+    """When nobody waits for these any more; None while somebody waits for ever."""
+    latest_s = 0.0
+    for request in requests:
+        if request.deadline_s is None:
+            return None
+        latest_s = max(latest_s, request.deadline_s)
+    return latest_s
 
 
 def _done(request: _Request, result: Outcome | Exception, timing: Timing | None) -> None:
@@ -352,9 +364,21 @@ def _shape(columns: Columns) -> _Shape:
     return tuple((name, v.dtype.str, v.shape[1:]) for name, v in sorted(columns.items()))
 
 
+def _alike(one: Columns, other: Columns) -> bool:
+    """Whether two have the same columns; `_shape` says the same of many, and takes longer."""
+    if len(one) != len(other):
+        return False
+    for name, values in one.items():
+        found = other.get(name)
+        if found is None or found.dtype != values.dtype or found.shape[1:] != values.shape[1:]:
+            return False
+    return True
+
+
 def _compatible(requests: list[_Request]) -> list[list[_Request]]:
     """Requests whose columns can be joined without changing a dtype or shape, in order."""
-    if len(requests) == 1:
+    first = requests[0].columns
+    if all(_alike(first, request.columns) for request in requests[1:]):
         return [requests]
     groups: dict[_Shape, list[_Request]] = {}
     for request in requests:

@@ -13,6 +13,9 @@ from twinpath.graph.plan import Plan
 from twinpath.nodes.llm_memory import is_engine, plan_node
 from twinpath.online.args import GraphArgs, args_model, place
 
+#: Name of the deployment that controls the rollouts of an app.
+CONTROLLER = "rollout-controller"
+
 
 def build_app_function(graph: Graph) -> Callable[[Any], Any]:
     """The builder function of a graph. Its one parameter is a pydantic model, so ``args`` of a
@@ -43,6 +46,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     from twinpath.online.autoscaling import serve_scaling
     from twinpath.online.replicas import Ingress, PlacedNode
 
+    controller = _controller(plan, args)
     handles = {}
     for step in plan.placed:
         placement = step.placement
@@ -54,7 +58,9 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             **_health(step.node),
             **serve_scaling(placement.replicas),
         )
-        handles[step.name] = deployment.bind(step, args.ingress.offload_after_ms)
+        handles[step.name] = deployment.bind(
+            step, args.ingress.offload_after_ms, controller, args.rollouts.interval_s
+        )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
         max_ongoing_requests=4096,
@@ -63,7 +69,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         **_health(*(step.node for step in plan.steps if step.placement is None)),
         **serve_scaling(plan.placement.replicas),
     )
-    return ingress.bind(plan, args, handles)
+    return ingress.bind(plan, args, handles, controller)
 
 
 def _check_memory(plan: Plan) -> None:
@@ -80,3 +86,28 @@ def _health(*nodes: Any) -> dict[str, Any]:
     if any(hasattr(node, "check_health") for node in nodes):
         return {"health_check_period_s": 2.0}
     return {}
+
+
+def _controller(plan: Plan, args: GraphArgs) -> Any:
+    """The controller of rollouts, for graphs that have registry models; else None."""
+    from twinpath.online.rollouts.watched import watched_nodes
+
+    nodes = watched_nodes(plan)
+    if not nodes:
+        return None
+    from ray import serve
+
+    from twinpath.online.rollouts.controller import RolloutController
+
+    deployment = serve.deployment(RolloutController).options(
+        name=CONTROLLER,
+        num_replicas=1,
+        max_ongoing_requests=256,
+        ray_actor_options={"num_cpus": 0},
+        # It does nothing that a client waits for, and a rollout stands still without it.
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        graceful_shutdown_timeout_s=2.0,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(plan.graph_name, nodes, args.rollouts)

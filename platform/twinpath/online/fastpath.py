@@ -19,6 +19,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from twinpath.online import pins
 from twinpath.online.app import GraphApp
 from twinpath.online.exchange import Answer, Codec, Request
 from twinpath.online.frontend import Frontend
@@ -66,6 +67,7 @@ class ReplicaDoor:
         self._metrics: ServeMetrics | None = None
         self._graph: GraphApp | None = None
         self._prefix = ""
+        self._pinnable = False
 
     @property
     def max_body_bytes(self) -> int:
@@ -79,6 +81,8 @@ class ReplicaDoor:
         codec = self._codecs.get(url)
         if codec is None and b"?" in url:
             codec = self._codecs.get(url.partition(b"?")[0])
+        if codec is None and self._pinnable:
+            codec = pins.at_raw(self._codecs, url.partition(b"?")[0])
         return None if codec is None or self._is_serves(headers) else codec
 
     def _is_serves(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -157,6 +161,7 @@ class ReplicaDoor:
             (prefix + path).encode(): codec for path, codec in graph.frontend.codecs.items()
         }
         self._graph, self._prefix = graph, prefix
+        self._pinnable = graph.frontend.plane.pinnable
         self._frontend = graph.frontend
         return True
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import orjson
@@ -50,10 +51,14 @@ def engine_step(plan: Plan) -> Step | None:
 
 
 class OpenAIDoor:
-    """ASGI: the engine's app behind the gateway. ``running`` counts requests under way."""
+    """ASGI: the engine's app behind the gateway. ``running`` counts requests under way.
+    ``check_health`` raises TwinpathError when the engine is dead: its own answer to that would be
+    500, which nobody tries again."""
 
-    def __init__(self, app: ASGIApp, frontend: Frontend) -> None:
-        self._app, self._frontend = app, frontend
+    def __init__(
+        self, app: ASGIApp, frontend: Frontend, check_health: Callable[[], None] = lambda: None
+    ) -> None:
+        self._app, self._frontend, self._check_health = app, frontend, check_health
         self.running = 0
 
     def takes(self, method: str, path: str) -> bool:
@@ -78,6 +83,7 @@ class OpenAIDoor:
         try:
             if size > frontend.max_body_bytes:
                 raise _too_large(frontend.max_body_bytes)
+            self._check_health()
             if frontend.gate is not None:
                 pending = frontend.gate.admit(ask)
                 if pending is not None:
