@@ -173,8 +173,7 @@ class Job:
         data = _ray_data()
         workers = self._workers()
         dataset = self._read(data, workers)
-        schema = dataset.schema()
-        self._check_names(schema.names if schema is not None else ())
+        self._check_source(dataset)
         dataset = self._staged(data, dataset, workers, dead_letters, None)
         dataset.context.execution_options.preserve_order = True
         return dataset
@@ -241,6 +240,10 @@ class Job:
             f"cannot read {type(source).__name__}: expected a Parquet or CSV path, a DataFrame, "
             "an Arrow table or a Ray Dataset"
         )
+
+    def _check_source(self, dataset: "Dataset") -> None:
+        schema = dataset.schema()
+        self._check_names(schema.names if schema is not None else ())
 
     def _check_names(self, present: Iterable[str]) -> None:
         names = set(present)
