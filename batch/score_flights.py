@@ -5,11 +5,13 @@ Needs the prepared example: `python -m graphs.flights_model.train`.
 
 import argparse
 import tempfile
+from datetime import datetime
 from pathlib import Path
 
 import polars as pl
 
 from graphs.flights import data_dir, graph
+from graphs.flights_model.data import asked_at
 
 
 def main() -> None:
@@ -18,13 +20,21 @@ def main() -> None:
     parser.add_argument("--month", type=int, choices=range(1, 13), required=True)
     parser.add_argument("--out", type=Path, required=True, help="folder for the predictions")
     parser.add_argument("--rows", type=int, help="score only the first rows of the month")
+    parser.add_argument(
+        "--asked-at",
+        type=datetime.fromisoformat,
+        help="score flights that depart after this moment (UTC), with what was known at it",
+    )
     parser.add_argument("--workers", type=int, help="actors (default: the CPUs that are free)")
     given = parser.parse_args()
     source = Path(data_dir) / "data" / "requests" / f"2013-{given.month:02d}.parquet"
     with tempfile.TemporaryDirectory() as scratch:
-        if given.rows is not None:
+        if given.rows is not None or given.asked_at is not None:
             head = Path(scratch) / source.name
-            pl.read_parquet(source, n_rows=given.rows).write_parquet(head)
+            requests = pl.read_parquet(source)
+            if given.asked_at is not None:
+                requests = asked_at(requests, given.asked_at)
+            requests.head(given.rows or requests.height).write_parquet(head)
             source = head
         job = graph.job(str(source), str(given.out), keep=["flight_id"], workers=given.workers)
         done = job.run()

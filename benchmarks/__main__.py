@@ -5,7 +5,18 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import gateway_cost, memory, offline_flights, online_fused
+from benchmarks import (
+    feature_lookup,
+    feature_serving,
+    gateway_cost,
+    llm_offline,
+    memory,
+    offline_flights,
+    online_fused,
+    registry_swaps,
+    rollout_cost,
+    rollout_guard,
+)
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -15,7 +26,13 @@ ALL = {
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
     "memory": memory,
+    "rollout_guard": rollout_guard,
+    "rollout_cost": rollout_cost,
+    "registry_swaps": registry_swaps,
     "online": bench,
+    "feature_lookup": feature_lookup,
+    "feature_serving": feature_serving,
+    "llm_offline": llm_offline,
 }
 ROUNDS = 3
 

@@ -1,5 +1,6 @@
 """Four nodes of the flights example, as a Twinpath graph and composed the stock way on Serve."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -8,9 +9,10 @@ from ray import serve
 from starlette.requests import Request
 
 from graphs.flights_model.decide import Decide
-from graphs.flights_model.nodes import DelayModel, FlightFeatures
+from graphs.flights_model.nodes import DelayModel
 from graphs.flights_model.preprocess import Preprocess
 from graphs.flights_model.schema import FlightRequest, flights_dir
+from graphs.flights_model.store import lookup
 from twinpath import Columns, Graph
 from twinpath.graph.columns import concat, row_count
 from twinpath.graph.schema import Schema
@@ -40,7 +42,7 @@ class DecideAlone(Decide):
 
 graph = Graph("fused", input=FlightRequest, output=Verdict)
 with graph as flight:
-    score = DelayModel(DIR)(FlightFeatures(DIR)(Preprocess(DIR)(flight)))
+    score = DelayModel(DIR)(lookup(flights_dir())(Preprocess(DIR)(flight)))
     graph.output(DecideAlone(data_dir=DIR)(score))
 
 app = graph.app
@@ -55,7 +57,8 @@ class Stock:
 
     async def __call__(self, columns: Columns) -> Columns:
         """One request."""
-        return columns | self.node.predict(columns)
+        found = self.node.predict(columns)
+        return columns | (await found if inspect.isawaitable(found) else found)
 
 
 class StockModel(Stock):
@@ -95,7 +98,7 @@ def _deployed(kind: type[Stock], node: Any) -> Any:
 
 stock = StockIngress.bind(
     _deployed(Stock, Preprocess(DIR)),
-    _deployed(Stock, FlightFeatures(DIR)),
+    _deployed(Stock, lookup(flights_dir())),
     _deployed(StockModel, DelayModel(DIR)),
     _deployed(Stock, DecideAlone(data_dir=DIR)),
 )

@@ -83,7 +83,7 @@ def _plain(folder: Path) -> dict[str, Any]:
     from graphs.flights import graph
     from graphs.flights_model.train import request_columns
 
-    nodes = {step.name: step.node for step in graph.plan.steps}
+    nodes = {step.name: step.node for step in graph.plan.offline().steps}
     for node in nodes.values():
         node.setup()
     low, high = _close_call()
@@ -93,7 +93,7 @@ def _plain(folder: Path) -> dict[str, Any]:
     for start in range(0, table.height, BATCH_SIZE):
         part = table.slice(start, BATCH_SIZE)
         columns = request_columns(part)
-        for name in ("preprocess", "flight_features", "delay_model"):
+        for name in ("preprocess", "feature_lookup", "delay_model"):
             columns |= nodes[name].predict(columns)
         close = (columns["p_delay"] >= low) & (columns["p_delay"] <= high)
         second = nodes["second_opinion"].predict({k: v[close] for k, v in columns.items()})

@@ -23,12 +23,13 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
+from graphs.flights_model.data import asked_at
 from graphs.flights_model.schema import DIRECTORY_VARIABLE, flights_dir
+from graphs.flights_model.store import MOMENT
 from graphs.flights_model.train import ensure
 from twinpath.online.session import ServeSession, interrupt_once
 
 ROOT = Path(__file__).resolve().parent.parent
-MONTH = 12
 ROWS = 2000
 ROWS_A_REQUEST = 50
 CONNECTIONS = 32
@@ -53,7 +54,9 @@ def main() -> None:
 def run(console: Console, port: int, leave: bool) -> None:
     """All steps; `leave` ends the session at the end instead of waiting for Ctrl-C."""
     folder = flights_dir()
-    with step(console, "Preparing data, features and model (the first time about a minute)"):
+    with step(
+        console, "Preparing data, features, online store and model (the first time a minute)"
+    ):
         metrics = ensure(folder)
     show_quality(console, metrics)
     session = ServeSession(
@@ -70,7 +73,9 @@ def run(console: Console, port: int, leave: bool) -> None:
             session.deploy(ROOT / "deployments" / "flights.yaml")
             session.wait_until_ready()
         requests = read_requests(folder)
-        with step(console, f"Sending {ROWS:,} real flights of December over HTTP"):
+        with step(
+            console, f"Asking for {ROWS:,} real flights after {MOMENT:%d %B, %H:%M} UTC over HTTP"
+        ):
             online = ask(session.url, requests)
         show_answers(console, requests, online)
         with (
@@ -108,11 +113,13 @@ def step(console: Console, text: str) -> Iterator[None]:
 
 
 def read_requests(folder: Path) -> list[dict[str, Any]]:
-    """The first ROWS flights of the month as JSON rows, with their ``flight_id``."""
-    table = pl.read_parquet(folder / "data" / "requests" / f"2013-{MONTH:02d}.parquet", n_rows=ROWS)
-    rows = table.to_dicts()
+    """The next ROWS flights after the online store's moment as JSON rows, with their
+    ``flight_id``, each asked for at that moment."""
+    month = pl.read_parquet(folder / "data" / "requests" / f"2013-{MOMENT.month:02d}.parquet")
+    rows = asked_at(month, MOMENT).head(ROWS).to_dicts()
     for row in rows:
-        row["scheduled_departure"] = row["scheduled_departure"].isoformat()
+        for moment in ("scheduled_departure", "asked_at"):
+            row[moment] = row[moment].isoformat()
     return rows
 
 
@@ -148,8 +155,9 @@ def score(session: ServeSession, sink: Path, folder: Path) -> pl.DataFrame:
     session.command(
         "ray", "job", "submit", f"--address={session.dashboard_url}",
         f"--runtime-env-json={json.dumps(runtime_env)}", "--",
-        "python", str(ROOT / "batch" / "score_flights.py"), f"--month={MONTH}",
-        f"--rows={ROWS}", f"--out={sink}", "--workers=1", timeout_s=300,
+        "python", str(ROOT / "batch" / "score_flights.py"), f"--month={MOMENT.month}",
+        f"--asked-at={MOMENT:%Y-%m-%dT%H:%M}", f"--rows={ROWS}", f"--out={sink}", "--workers=1",
+        timeout_s=300,
     )  # fmt: skip
     return pl.read_parquet(sink / "*.parquet")
 

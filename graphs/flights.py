@@ -3,9 +3,10 @@
 from typing import Any
 
 from graphs.flights_model.decide import Decide
-from graphs.flights_model.nodes import CLOSE_CALL, DelayModel, FlightFeatures, SecondOpinion
+from graphs.flights_model.nodes import CLOSE_CALL, DelayModel, SecondOpinion
 from graphs.flights_model.preprocess import Preprocess
 from graphs.flights_model.schema import DelayPrediction, FlightRequest, flights_dir
+from graphs.flights_model.store import lookup
 from twinpath import Graph, col
 
 #: Absolute, so that every process of a cluster on this machine finds it, whatever it works in.
@@ -14,7 +15,7 @@ data_dir = str(flights_dir())
 graph = Graph("flights", input=FlightRequest, output=DelayPrediction)
 with graph as flight:
     clean = Preprocess(data_dir)(flight)
-    features = FlightFeatures(data_dir)(clean)
+    features = lookup(flights_dir())(clean)
     score = DelayModel(data_dir)(features)
     review = SecondOpinion(data_dir)(
         score, where=col("p_delay").between(*CLOSE_CALL), default={"reviewed": False}

@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from io import BytesIO
 from pathlib import Path
 
@@ -80,6 +81,14 @@ def prepare(directory: Path) -> Path:
                 out / "requests" / f"2013-{month:02d}.parquet"
             )
     return path
+
+
+def asked_at(requests: pl.DataFrame, moment: datetime) -> pl.DataFrame:
+    """The flights that leave after a moment, as somebody asks for them at that moment."""
+    moment = moment.replace(tzinfo=None)
+    return requests.filter(pl.col("scheduled_departure") > moment).with_columns(
+        asked_at=pl.lit(moment).cast(pl.Datetime("us"))
+    )
 
 
 def _read(name: str) -> pl.DataFrame:

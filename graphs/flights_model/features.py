@@ -1,7 +1,8 @@
 """Feature views: what was known of an entity, and since when.
 
-A view is a table of rows `(entity, known_at, values...)`: from `known_at` on, until the next row
-of that entity or `ttl`, the values hold. That is the shape of a feature store's view too.
+A view is a table of rows `(key, known_at, values...)`: from `known_at` on, until the next row
+of that entity or `ttl`, the values hold. Feast reads these tables as they are; its definitions
+are in graphs/flights_features.
 
 Invariant: the values of a row derive only from outcomes with a moment <= its `known_at`. So a
 look-up as of a moment cannot see what happened later, whatever order the flights were planned in.
@@ -172,7 +173,11 @@ VIEWS = (
     View("tail", "tailnum", ("tail_delay_1", "tail_delay_4"), timedelta(days=2), _tail),
 )
 
-LOOKED_UP = tuple(value for view in VIEWS for value in view.values)
+#: The feature service that has all views, and the feature that it computes from one of them.
+SERVICE = "flight_delay_v1"
+TREND = "origin_trend"
+
+LOOKED_UP = (*(value for view in VIEWS for value in view.values), TREND)
 
 
 def build(directory: Path, views: Sequence[View] = VIEWS) -> Path:
@@ -184,5 +189,6 @@ def build(directory: Path, views: Sequence[View] = VIEWS) -> Path:
     weather = pl.read_parquet(directory / "data" / "weather.parquet")
     with whole_directory(path) as out:
         for view in views:
-            view.build(flights, weather).write_parquet(out / f"{view.name}.parquet")
+            table = view.build(flights, weather).rename({"entity": view.key})
+            table.write_parquet(out / f"{view.name}.parquet")
     return path

@@ -1,4 +1,4 @@
-"""The model's nodes: history features, the delay model, and a second opinion on close calls."""
+"""The model's nodes: the delay model, and a second opinion on close calls."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
 
-from graphs.flights_model.features import LOOKED_UP, VIEWS
+from graphs.flights_model.features import LOOKED_UP, TREND
 from graphs.flights_model.preprocess import STATIC
 from graphs.flights_model.schema import flights_dir
-from graphs.flights_model.timeline import Timeline
 from twinpath import Node
 from twinpath.errors import ConfigError
 from twinpath.graph.columns import Columns
@@ -23,43 +22,7 @@ FEATURES = (*STATIC, *LOOKED_UP)
 #: Between these a first opinion counts as a close call and gets a second one.
 CLOSE_CALL = (0.4, 0.6)
 
-_AS_FLOATS = dict.fromkeys(FEATURES, "float32")
-
-
-class FlightFeatures(Node):
-    """Looks up what was known of airport, airline, route and aircraft as of a moment.
-
-    Takes key columns and `as_of`, gives named float32 columns, NaN where nothing was known: a
-    look-up in a feature store can take its place.
-    """
-
-    inputs = {**{view.key: "str" for view in VIEWS}, "as_of": "int64"}
-    outputs = dict.fromkeys(LOOKED_UP, "float32")
-
-    def __init__(self, data_dir: str | None = None) -> None:
-        """Take the example's directory; `flights_dir` names the default."""
-        self.data_dir = data_dir
-
-    def setup(self) -> None:
-        """Load the feature views.
-
-        Raises:
-            ConfigError: they were not built.
-        """
-        directory = flights_dir(self.data_dir)
-        if not (directory / "features").is_dir():
-            raise ConfigError(
-                f"no features in {directory}: run python -m graphs.flights_model.train"
-            )
-        self._timelines = [(view, Timeline.read(directory, view)) for view in VIEWS]
-
-    def predict(self, columns: Columns) -> Columns:
-        """Return `outputs`."""
-        as_of = columns["as_of"]
-        found: Columns = {}
-        for view, timeline in self._timelines:
-            found.update(zip(view.values, timeline.as_of(columns[view.key], as_of), strict=True))
-        return found
+_AS_FLOATS = dict.fromkeys(FEATURES, "float32") | {TREND: "float64"}
 
 
 class DelayModel(Node):

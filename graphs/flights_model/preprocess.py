@@ -14,7 +14,8 @@ from twinpath import Node
 from twinpath.errors import ConfigError
 from twinpath.graph.columns import Columns
 
-#: Features may use what was known this long before the scheduled departure.
+#: Unless the request says when it asks, features may use what was known this long before the
+#: scheduled departure.
 LEAD = timedelta(hours=1)
 
 CARRIERS = (
@@ -51,9 +52,10 @@ class Preprocess(Node):
         "origin": "str",
         "dest": "str",
         "scheduled_departure": "datetime64[us]",
+        "asked_at": "datetime64[us]",
     }
     outputs = {
-        "as_of": "int64",
+        "as_of": "datetime64[us]",
         "route": "str",
         "carrier_origin": "str",
         "number": "str",
@@ -82,15 +84,16 @@ class Preprocess(Node):
         self._planes = _Facts((tail, facts) for tail, *facts in planes.iter_rows())
 
     def predict(self, columns: Columns) -> Columns:
-        """Return `outputs`; `as_of` is in seconds since 1970 (UTC)."""
+        """Return `outputs`; `as_of` (UTC) is the moment whose knowledge counts."""
         carrier, origin, dest = (columns[c].tolist() for c in ("carrier", "origin", "dest"))
         number = columns["flight"].tolist()
-        seconds = columns["scheduled_departure"].astype("datetime64[s]").astype(np.int64)
+        departure, asked_at = columns["scheduled_departure"], columns["asked_at"]
+        seconds = departure.astype("datetime64[s]").astype(np.int64)
         local = self._local(seconds)
         distance, lat, lon = self._dests(dest)
         year, seats = self._planes(columns["tailnum"].tolist())
         return {
-            "as_of": seconds - int(LEAD.total_seconds()),
+            "as_of": np.where(np.isnat(asked_at), departure - np.timedelta64(LEAD), asked_at),
             "route": _strings(f"{o}-{d}" for o, d in zip(origin, dest, strict=True)),
             "carrier_origin": _strings(f"{c}-{o}" for c, o in zip(carrier, origin, strict=True)),
             "number": _strings(f"{c}{n}" for c, n in zip(carrier, number, strict=True)),

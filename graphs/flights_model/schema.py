@@ -32,6 +32,11 @@ class FlightRequest(BaseModel):
     scheduled_departure: datetime = Field(
         description="scheduled departure in UTC", examples=["2013-12-23T22:30:00Z"]
     )
+    asked_at: datetime | None = Field(
+        default=None,
+        description="when the question is asked, in UTC; an hour before departure if not given",
+        examples=["2013-12-23T17:00:00Z"],
+    )
 
 
 class DelayPrediction(BaseModel):

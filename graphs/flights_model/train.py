@@ -29,9 +29,10 @@ from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from graphs.flights_model.data import REQUEST_COLUMNS, prepare, whole_directory
 from graphs.flights_model.decide import THEMES
 from graphs.flights_model.features import LATE_MINUTES, build
-from graphs.flights_model.nodes import CLOSE_CALL, FEATURES, FlightFeatures, matrix, save_model
+from graphs.flights_model.nodes import CLOSE_CALL, FEATURES, matrix, save_model
 from graphs.flights_model.preprocess import Preprocess
 from graphs.flights_model.schema import flights_dir
+from graphs.flights_model.store import lookup, make_repository, materialise
 from twinpath.graph.columns import Columns
 
 LAST_TRAINING_MONTH = 9
@@ -45,7 +46,7 @@ def ensure(directory: Path, *, again: bool = False) -> dict[str, Any]:
         again: build features and models anew.
     """
     if again:
-        for folder in ("features", "model"):
+        for folder in ("features", "feature_repo", "model"):
             shutil.rmtree(directory / folder, ignore_errors=True)
     metrics = directory / "model" / "metrics.json"
     if not metrics.is_file():
@@ -53,6 +54,8 @@ def ensure(directory: Path, *, again: bool = False) -> dict[str, Any]:
         prepare(directory)
         prepared = time.perf_counter()
         build(directory)
+        make_repository(directory)
+        materialise(directory)
         built = time.perf_counter()
         with whole_directory(directory / "model") as out:
             found = _train(directory, out)
@@ -68,7 +71,10 @@ def ensure(directory: Path, *, again: bool = False) -> dict[str, Any]:
 
 def request_columns(requests: pl.DataFrame) -> Columns:
     """Return a table of requests as the columns that the graph takes."""
+    nobody_says = np.full(requests.height, np.datetime64("NaT"), dtype="datetime64[us]")
     return {
+        "asked_at": requests["asked_at"].to_numpy() if "asked_at" in requests else nobody_says,
+    } | {
         name: np.array(requests[name].to_list(), dtype=object)
         if requests[name].dtype == pl.String
         else requests[name].to_numpy()
@@ -81,7 +87,7 @@ def _train(directory: Path, out: Path) -> dict[str, Any]:
     flights = pl.read_parquet(directory / "data" / "flights.parquet").drop_nulls("arr_delay")
     columns = request_columns(flights)
     # The nodes that serve are the ones that make the training matrix: no second code path.
-    for node in (Preprocess(str(directory)), FlightFeatures(str(directory))):
+    for node in (Preprocess(str(directory)), lookup(directory).offline()):
         node.setup()
         columns |= node.predict(columns)
     x, late = matrix(columns), flights["arr_delay"].to_numpy() > LATE_MINUTES

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from twinpath.graph.graph import Graph, Handle
     from twinpath.graph.node import Node
     from twinpath.graph.placement import Batch, Placement, Replicas
+    from twinpath.nodes.features import FeatureLookup
+    from twinpath.nodes.registry import RegistryModel
 
 __version__ = "0.1.0"
 
@@ -20,11 +22,13 @@ __all__ = [
     "ROW_ERROR",
     "Batch",
     "Columns",
+    "FeatureLookup",
     "Graph",
     "Handle",
     "Node",
     "Outcome",
     "Placement",
+    "RegistryModel",
     "Replicas",
     "RowError",
     "Tensor",
@@ -36,11 +40,13 @@ _HOMES = {
     "ROW_ERROR": "graph.columns",
     "Batch": "graph.placement",
     "Columns": "graph.columns",
+    "FeatureLookup": "nodes.features",
     "Graph": "graph.graph",
     "Handle": "graph.graph",
     "Node": "graph.node",
     "Outcome": "graph.columns",
     "Placement": "graph.placement",
+    "RegistryModel": "nodes.registry",
     "Replicas": "graph.placement",
     "RowError": "graph.columns",
     "Tensor": "graph.tensors",

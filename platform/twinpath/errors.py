@@ -7,22 +7,34 @@ TwinpathError
 │   ├── UnknownNodeError       unknown_node        500
 │   └── DuplicateNameError     duplicate_name      500
 ├── ConfigError                invalid_config      500  a config value or key is wrong
+│   └── MemoryPlanError        memory_plan         500  an engine does not fit into the memory
 ├── MissingExtraError          missing_extra       500  an optional dependency is not installed
 ├── InputError                 invalid_input       422  a row does not fit the input model
 │   ├── EmptyBodyError         empty_body          400
 │   ├── MalformedBodyError     malformed_body      400
 │   └── BodyTooLargeError      body_too_large      413
 ├── UnknownModelError          unknown_model       404  no such model or version is served here
+├── UnknownRequestError        unknown_request     404  no scores are kept for that request
 ├── AccessError                unauthenticated     401  no valid credentials; base of the next
 │   └── ForbiddenError         forbidden           403  these credentials do not allow that
 ├── RowFailedError             row_failed          422  a node could not compute that row
 ├── NodeContractError          node_contract       500  a node broke its contract
 ├── RetryLaterError            retry_later         503  base of the next; ``retry_after_s``
 │   ├── OverloadedError        overloaded          503  a bounded queue is full
+│   ├── FeatureStoreError      feature_store       503  the feature store does not answer
 │   └── LimitError             rate_limited        429  the client's own limit is reached
 │       └── QuotaError         quota_exceeded      429  the client's quota is used up
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
 ├── ClientClosedError      client_closed_request   499  the client hung up before its rows were run
+├── RegistryError              registry            503  the model registry does not answer
+├── ModelError                 model_refused       500  a registered version cannot be served
+│   ├── ArtifactError          artifact            500  its files are missing, damaged or unreadable
+│   ├── UntrustedModelError    untrusted_model     500  it would run code, and nobody vouched for it
+│   ├── SignatureError         signature           500  its columns are not the node's
+│   ├── ModelLoadError         model_load          500  loading it failed
+│   ├── ModelCheckError        model_check         500  its answers are wrong or too slow
+│   └── MemoryBudgetError      memory_budget       500  it does not fit the memory budget
+├── RolloutError               rollout             409  a rollout does not allow what was asked for
 └── BatchJobError              batch_job           500  a batch job could not run or finish
 """
 
@@ -78,6 +90,12 @@ class ConfigError(TwinpathError):
     code = "invalid_config"
 
 
+class MemoryPlanError(ConfigError):
+    """An engine needs more memory than there is."""
+
+    code = "memory_plan"
+
+
 class MissingExtraError(TwinpathError):
     """An optional dependency is not installed."""
 
@@ -121,6 +139,13 @@ class UnknownModelError(TwinpathError):
     """No model, or no version of it, has that name here."""
 
     code = "unknown_model"
+    http_status = 404
+
+
+class UnknownRequestError(TwinpathError):
+    """No scores are kept for a request of that id."""
+
+    code = "unknown_request"
     http_status = 404
 
 
@@ -171,6 +196,12 @@ class OverloadedError(RetryLaterError):
     code = "overloaded"
 
 
+class FeatureStoreError(RetryLaterError):
+    """The feature store does not answer."""
+
+    code = "feature_store"
+
+
 class LimitError(RetryLaterError):
     """The client's own rate limit is reached."""
 
@@ -196,6 +227,62 @@ class ClientClosedError(TwinpathError):
 
     code = "client_closed_request"
     http_status = 499
+
+
+class RegistryError(TwinpathError):
+    """The model registry does not answer, or not in time."""
+
+    code = "registry"
+    http_status = 503
+
+
+class ModelError(TwinpathError):
+    """A registered version cannot be served; base of the reasons why."""
+
+    code = "model_refused"
+
+
+class ArtifactError(ModelError):
+    """The files of a version are missing, damaged or not readable."""
+
+    code = "artifact"
+
+
+class UntrustedModelError(ModelError):
+    """Loading a version would run code that nobody vouched for."""
+
+    code = "untrusted_model"
+
+
+class SignatureError(ModelError):
+    """The columns that a version reads or returns are not those of its node."""
+
+    code = "signature"
+
+
+class ModelLoadError(ModelError):
+    """Loading a version failed."""
+
+    code = "model_load"
+
+
+class ModelCheckError(ModelError):
+    """The answers of a version are wrong, or come too slowly."""
+
+    code = "model_check"
+
+
+class MemoryBudgetError(ModelError):
+    """A version does not fit the memory budget."""
+
+    code = "memory_budget"
+
+
+class RolloutError(TwinpathError):
+    """A rollout, or the state that it is in, does not allow what was asked for."""
+
+    code = "rollout"
+    http_status = 409
 
 
 class BatchJobError(TwinpathError):
@@ -226,6 +313,7 @@ GRPC_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     415: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT",

@@ -58,7 +58,9 @@ def test_the_list_names_what_can_be_run():
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "online_fused", "offline_flights", "gateway_cost", "memory", "online",
+        "online_fused", "offline_flights", "gateway_cost", "memory",
+        "rollout_guard", "rollout_cost", "registry_swaps", "online", "feature_lookup",
+        "feature_serving", "llm_offline",
     ]  # fmt: skip
 
 

@@ -4,11 +4,10 @@ from datetime import datetime, timedelta
 
 import numpy as np
 import polars as pl
-import pytest
 
-from graphs.flights_model.features import LOOKED_UP, VIEWS, build
-from graphs.flights_model.nodes import FlightFeatures
-from graphs.flights_model.timeline import Timeline
+from graphs.flights_model.features import LOOKED_UP, TREND, VIEWS, build
+from twinpath.features.history import Sources, as_of_join
+from twinpath.features.spec import ViewSpec
 
 NOON = datetime(2013, 7, 1, 12)
 FAR = datetime(2013, 1, 1)
@@ -44,8 +43,6 @@ def look_up(directory, flights, as_of: datetime, weather=None):
         directory / "data" / "weather.parquet"
     )
     build(directory)
-    node = FlightFeatures(str(directory))
-    node.setup()
     keys = {
         "origin": "EWR",
         "carrier": "UA",
@@ -55,9 +52,21 @@ def look_up(directory, flights, as_of: datetime, weather=None):
         "tailnum": "N1",
     }
     columns = {name: np.array([key], dtype=object) for name, key in keys.items()}
-    seconds = int((as_of - datetime(1970, 1, 1)).total_seconds())
-    found = node.predict(columns | {"as_of": np.array([seconds])})
-    return {name: float(values[0]) for name, values in found.items()}
+    moment = np.array([np.datetime64(as_of, "us").astype(np.int64)])
+    found = {}
+    for view in VIEWS:
+        spec = ViewSpec(
+            view.name,
+            (view.key,),
+            dict.fromkeys(view.values, "float32"),
+            view.ttl.total_seconds(),
+            "known_at",
+            str(directory / "features" / f"{view.name}.parquet"),
+        )
+        joined = as_of_join(spec, columns, moment, Sources())
+        held = joined["__found__"][0]
+        found |= {name: float(joined[name][0]) if held else np.nan for name in view.values}
+    return found
 
 
 def test_a_future_outcome_is_invisible(tmp_path):
@@ -100,29 +109,8 @@ def test_old_values_run_out(tmp_path):
 
 def test_every_view_gives_its_columns_for_unknown_keys(tmp_path):
     found = look_up(tmp_path, [flight(NOON, 5)], NOON - timedelta(days=1))
-    assert tuple(found) == LOOKED_UP
+    assert (*found, TREND) == LOOKED_UP
     assert all(np.isnan(v) for v in found.values())
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_look_ups_agree_with_a_plain_search(seed):
-    chance = np.random.default_rng(seed)
-    names = [f"N{i}" for i in chance.integers(0, 5, 200)]
-    minutes = chance.permutation(1000)[:200]
-    known_at = np.datetime64("2013-01-01T00:00", "us") + minutes * np.timedelta64(60, "s")
-    values = chance.normal(size=(200, 2)).astype(np.float32)
-    ttl = timedelta(minutes=60)
-    timeline = Timeline(names, known_at, values, ttl)
-
-    wanted = np.array([f"N{i}" for i in chance.integers(0, 7, 300)] + [None], dtype=object)
-    at = chance.integers(0, 1100, 301)
-    start = int(np.datetime64("2013-01-01", "s").astype(np.int64))
-    found = timeline.as_of(wanted, start + at * 60)
-
-    for i, (name, minute) in enumerate(zip(wanted, at, strict=True)):
-        seen = [j for j in range(200) if names[j] == name and minute - 60 <= minutes[j] <= minute]
-        expected = values[max(seen, key=lambda j: minutes[j])] if seen else [np.nan, np.nan]
-        np.testing.assert_array_equal(found[:, i], expected)
 
 
 def test_names_of_views_and_values_are_unique():

@@ -44,6 +44,7 @@ def test_preprocess_makes_keys_and_local_time(clean):
             "scheduled_departure": np.array(
                 ["2013-07-01T16:30", "2013-12-24T04:59"], dtype="datetime64[us]"
             ),
+            "asked_at": np.array(["NaT", "2013-12-23T17:00"], dtype="datetime64[us]"),
         }
     )
     assert set(found) == set(Preprocess.outputs)
@@ -53,7 +54,9 @@ def test_preprocess_makes_keys_and_local_time(clean):
     # Half past noon on a Monday in summer; a minute to midnight on a Monday in winter.
     assert found["minute_of_day"].tolist() == [12 * 60 + 30, 24 * 60 - 1]
     assert found["weekday"].tolist() == [0, 0]
-    assert found["as_of"][0] == datetime(2013, 7, 1, 15, 30, tzinfo=UTC).timestamp()
+    # An hour before departure, unless it is said when the question is asked.
+    wanted = np.array(["2013-07-01T15:30", "2013-12-23T17:00"], dtype="datetime64[us]")
+    assert found["as_of"].tolist() == wanted.tolist()
     for name in ("carrier_code", "distance", "dest_lat", "dest_lon", "plane_seats"):
         assert np.isnan(found[name]).tolist() == [False, True], name
     assert np.isnan(found["plane_year"]).all()

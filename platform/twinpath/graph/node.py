@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Awaitable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, runtime_checkable
 
 from twinpath.errors import GraphError
 from twinpath.graph.columns import Columns
@@ -12,6 +12,10 @@ from twinpath.graph.placement import Batch, Placement, Replicas
 
 if TYPE_CHECKING:
     from twinpath.graph.graph import Handle
+
+
+#: When a batch job reads features: as they were at each row's moment, or as they are now.
+FeatureTime = Literal["as_of", "now"]
 
 
 @runtime_checkable
@@ -31,13 +35,16 @@ class Node:
 
     ``predict`` returns only new or replaced columns; whatever was there upstream stays visible
     downstream. It may be ``async``. To fail single rows it returns the column ``ROW_ERROR``
-    (object array, None or a text for each row).
+    (object array, None or a text for each row). A node with ``pins`` is given the versions that
+    requests ask for, where any does, as the column ``graph.columns.PIN``.
 
     A node pickles as the arguments of its constructor, whatever ``setup`` loaded.
     """
 
     inputs: ClassVar[Mapping[str, str] | None] = None
     outputs: ClassVar[Mapping[str, str] | None] = None
+
+    pins: ClassVar[bool] = False
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _placement: Placement | None
@@ -61,6 +68,11 @@ class Node:
 
     def teardown(self) -> None:
         """Release what ``setup`` took."""
+
+    def offline(self, features: FeatureTime = "as_of") -> "Node":
+        """The node that takes this one's place in a batch job: itself, unless it has a better way
+        for many rows. It reads and writes the same columns."""
+        return self
 
     def on(
         self,

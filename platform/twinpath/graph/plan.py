@@ -13,6 +13,7 @@ from typing import Any
 from twinpath.errors import GraphError, UnknownColumnError, UnknownNodeError, did_you_mean
 from twinpath.graph.dtypes import ColumnType
 from twinpath.graph.expressions import Where, columns_read
+from twinpath.graph.node import FeatureTime, Node
 from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.schema import Schema
 
@@ -113,6 +114,11 @@ class Plan:
         """Steps with replicas of their own."""
         return tuple(step for step in self.steps if step.placement is not None)
 
+    @property
+    def pinnable(self) -> bool:
+        """Whether a request may ask for a version: some node knows what to do with it."""
+        return any(getattr(step.node, "pins", False) for step in self.steps)
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Fused and placed stages in the order in which a batch job runs them."""
@@ -149,6 +155,14 @@ class Plan:
         return replace(
             self, steps=_mark_parallel(steps), placement=ingress or self.placement
         )  # fmt: skip
+
+    def offline(self, features: FeatureTime = "as_of") -> "Plan":
+        """The same plan with each node's variant for batch jobs (see `Node.offline`)."""
+        steps = tuple(
+            replace(step, node=step.node.offline(features)) if isinstance(step.node, Node) else step
+            for step in self.steps
+        )
+        return replace(self, steps=steps)
 
 
 def compile_plan(

@@ -28,6 +28,7 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import CorsArgs, GatewayArgs
 from twinpath.online.gateway.build import build
 from twinpath.online.gateway.middleware import Guarded
+from twinpath.online.protocols.openai import OpenAIDoor
 
 
 class GraphApp:
@@ -48,6 +49,8 @@ class GraphApp:
         self.frontend = frontend
         self._plane = frontend.plane
         self._close, self._echo_request_id = close, echo_request_id
+        #: The OpenAI API, where the graph is an engine.
+        self.openai: OpenAIDoor | None = None
         self._others: ASGIApp = self._other_routes(routes)
         if frontend.gate is not None:
             self._others = Guarded(self._others, frontend.gate, self._ask)
@@ -72,10 +75,14 @@ class GraphApp:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        path = path[len(root) if path.startswith(root) else 0 :]
+        if self.openai is not None and self.openai.takes(scope["method"], path):
+            await self.openai(scope, receive, send, echo_request_id=self._echo_request_id)
+            return
         if scope["method"] == "POST":
-            path: str = scope["path"]
-            root: str = scope.get("root_path", "")
-            codec = self.frontend.codecs.get(path[len(root) if path.startswith(root) else 0 :])
+            codec = self.frontend.codec(path)
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
@@ -158,7 +165,9 @@ class GraphApp:
             if missing:
                 text = f"not set up yet: {', '.join(missing)}; ask again in a second"
                 return JSONResponse(_error("not_ready", text), 503, {"Retry-After": "1"})
-            return JSONResponse({"graph": plane.name, "status": "ready"})
+            notes = plane.notes()
+            document: dict[str, Any] = {"graph": plane.name, "status": "ready"}
+            return JSONResponse(document | {"notes": notes} if notes else document)
 
         async def not_post(request: StarletteRequest) -> JSONResponse:
             raise HTTPException(405, headers={"Allow": "POST"})
@@ -207,9 +216,10 @@ def graph_app(
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
+    more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied."""
+    ``gateway`` no rule is applied. ``more_routes`` are behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
@@ -224,7 +234,7 @@ def graph_app(
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        protocols.routes(plane),
+        [*protocols.routes(plane), *more_routes],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

@@ -19,6 +19,7 @@ from twinpath.errors import (
     TwinpathError,
 )
 from twinpath.graph.columns import Columns, Outcome, concat, row_count
+from twinpath.graph.context import DEADLINE_S
 from twinpath.graph.placement import Batch
 from twinpath.online.policy import BatchPolicy, Dispatch, Priority, WakeAt
 
@@ -290,6 +291,7 @@ class Batcher:
         """Run one batch. Every request is answered, unless this very task is cancelled."""
         rows = sum(request.rows for request in requests)
         started_s = time.monotonic()
+        DEADLINE_S.set(_last_deadline(requests))
         error: Exception
         try:
             outcome = await self._run(concat([request.columns for request in requests]))
@@ -316,6 +318,16 @@ class Batcher:
             _LOG.error("a batch of %d requests failed", len(requests), exc_info=error)
         for request in requests:
             _done(request, error, None)
+
+
+def _last_deadline(requests: list[_Request]) -> float | None:
+    """When nobody waits for these any more; None while somebody waits for ever."""
+    latest_s = 0.0
+    for request in requests:
+        if request.deadline_s is None:
+            return None
+        latest_s = max(latest_s, request.deadline_s)
+    return latest_s
 
 
 def _done(request: _Request, result: Outcome | Exception, timing: Timing | None) -> None:

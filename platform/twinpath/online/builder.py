@@ -10,7 +10,11 @@ from typing import Any
 from twinpath.errors import MissingExtraError
 from twinpath.graph.graph import Graph
 from twinpath.graph.plan import Plan
+from twinpath.nodes.llm_memory import is_engine, plan_node
 from twinpath.online.args import GraphArgs, args_model, place
+
+#: Name of the deployment that controls the rollouts of an app.
+CONTROLLER = "rollout-controller"
 
 
 def build_app_function(graph: Graph) -> Callable[[Any], Any]:
@@ -38,9 +42,11 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     except ImportError:
         raise MissingExtraError("ray[serve]", "online") from None
 
+    _check_memory(plan)
     from twinpath.online.autoscaling import serve_scaling
     from twinpath.online.replicas import Ingress, PlacedNode
 
+    controller = _controller(plan, args)
     handles = {}
     for step in plan.placed:
         placement = step.placement
@@ -49,14 +55,59 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             name=step.name,
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
+            **_health(step.node),
             **serve_scaling(placement.replicas),
         )
-        handles[step.name] = deployment.bind(step, args.ingress.offload_after_ms)
+        handles[step.name] = deployment.bind(
+            step, args.ingress.offload_after_ms, controller, args.rollouts.interval_s
+        )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
         max_ongoing_requests=4096,
         logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
+        **_health(*(step.node for step in plan.steps if step.placement is None)),
         **serve_scaling(plan.placement.replicas),
     )
-    return ingress.bind(plan, args, handles)
+    return ingress.bind(plan, args, handles, controller)
+
+
+def _check_memory(plan: Plan) -> None:
+    """Raises MemoryPlanError for an engine that cannot fit, with the numbers."""
+    for step in plan.steps:
+        if is_engine(step.node):
+            found = plan_node(step.node, num_gpus=(step.placement or plan.placement).num_gpus)
+            if found is not None:
+                found.check()
+
+
+def _health(*nodes: Any) -> dict[str, Any]:
+    """A node that can tell whether it is well is asked often."""
+    if any(hasattr(node, "check_health") for node in nodes):
+        return {"health_check_period_s": 2.0}
+    return {}
+
+
+def _controller(plan: Plan, args: GraphArgs) -> Any:
+    """The controller of rollouts, for graphs that have registry models; else None."""
+    from twinpath.online.rollouts.watched import watched_nodes
+
+    nodes = watched_nodes(plan)
+    if not nodes:
+        return None
+    from ray import serve
+
+    from twinpath.online.rollouts.controller import RolloutController
+
+    deployment = serve.deployment(RolloutController).options(
+        name=CONTROLLER,
+        num_replicas=1,
+        max_ongoing_requests=256,
+        ray_actor_options={"num_cpus": 0},
+        # It does nothing that a client waits for, and a rollout stands still without it.
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        graceful_shutdown_timeout_s=2.0,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(plan.graph_name, nodes, args.rollouts)

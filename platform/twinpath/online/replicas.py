@@ -20,7 +20,12 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
+from twinpath.online.health import end_with
 from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.protocols.openai import OpenAIDoor, engine_step
+from twinpath.online.rollouts.reporter import Reporter
+from twinpath.online.rollouts.side import RolloutSide, teller
+from twinpath.online.rollouts.watched import reports
 
 #: Serve's own logger, so that it stands in the replica's log, and on the terminal of `serve run`.
 _LOG = logging.getLogger("ray.serve")
@@ -35,9 +40,20 @@ class Ingress(GrpcMethods):
     """HTTP and gRPC in, fused nodes in this process, calls to placed nodes with the columns of
     a batch."""
 
-    def __init__(self, plan: Plan, given: GraphArgs, handles: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        given: GraphArgs,
+        handles: Mapping[str, Any],
+        controller: Any = None,
+    ) -> None:
         args = given.ingress
+        self._controller, self._rollout_args = controller, given.rollouts
+        self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
+        #: The engine that the whole graph is, if it is one, and the task that ends with it.
+        self._engine: Any = None
+        self._watch: asyncio.Task[None] | None = None
         self._gateway, self._version = given.gateway, given.version
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
@@ -51,7 +67,8 @@ class Ingress(GrpcMethods):
         self._batcher = Batcher(
             self._executor.run,
             plan.placement.batch,
-            max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
+            max_inflight=args.max_inflight
+            or max(REMOTE_MAX_INFLIGHT if remotes else 1, *_at_once(plan, remotes)),
             max_queue_rows=args.max_queue_rows,
         )
         _settle()
@@ -62,6 +79,14 @@ class Ingress(GrpcMethods):
         slow = slow_path(os.environ)
         if slow is not None:
             _LOG.warning("%s: %s", self._plan.graph_name, slow)
+        from ray import serve
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        if self._controller is not None:
+            self._side = RolloutSide(
+                self._executor.nodes, self._controller, replica, self._rollout_args
+            )
+            self._side.start()
         app = graph_app(
             self._plan,
             self._batcher,
@@ -72,21 +97,41 @@ class Ingress(GrpcMethods):
             queue_timeout_s=self._args.queue_timeout_s,
             close=self._close,
             echo_request_id=False,
+            more_routes=self._side.routes() if self._side is not None else (),
         )
-        from ray import serve
-
-        replica = serve.get_replica_context().replica_id.unique_id
+        if self._side is not None:
+            app.frontend.remember = self._side.feedback.remember
         metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
+        step = engine_step(self._plan)
+        self._engine = None if step is None else self._executor.nodes[step.name]
+        if self._engine is not None:
+            app.openai = OpenAIDoor(
+                await self._engine.openai_app(), app.frontend, self._engine.check_health
+            )
+            self._watch = asyncio.create_task(end_with(self.check_health))
+        app.frontend.plane.live_versions = self._live_versions
+        app.frontend.plane.notes = self._notes
         self._app = app
         return app
+
+    def check_health(self) -> None:
+        """Serve's hook: raises what a node of this process complains of."""
+        for node in self._executor.nodes.values():
+            getattr(node, "check_health", lambda: None)()
 
     def set_loaded(self, loaded: bool) -> bool:
         """Take this replica's graph in or out of service; called on all replicas at once."""
         self._app.frontend.plane.loaded = loaded
         return loaded
+
+    def join_feedback(
+        self, request_id: bytes, labels: list[float | None], principal: str | None
+    ) -> dict[str, Any] | None:
+        """Labels for a request that this replica may have answered; called on all replicas."""
+        return None if self._side is None else self._side.join_here(request_id, labels, principal)
 
     async def _switch(self, loaded: bool) -> None:
         """The same for every running replica; this one is among them."""
@@ -101,12 +146,29 @@ class Ingress(GrpcMethods):
             await asyncio.sleep(0.1)
         raise TwinpathError("no replica could be told: try again")
 
+    def _live_versions(self) -> list[str]:
+        """Versions of the registry's model in this process; of the first, if there are several."""
+        for node in self._executor.nodes.values():
+            if getattr(node, "pins", False):
+                found: list[str] = node.versions()
+                return found
+        return []
+
+    def _notes(self) -> list[str]:
+        """What nodes of this process say about themselves although they answer."""
+        noting = [n.notes for n in self._executor.nodes.values() if hasattr(n, "notes")]
+        return [note for notes in noting for note in notes()]
+
     def _frontend(self) -> Frontend:
         return self._app.frontend
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        waiting, running = self._batcher.queued_rows, self._batcher.running_rows
+        if self._engine is not None:
+            # Rows that run are sequences of the engine, as the OpenAI API's requests are.
+            running = self._engine.sequences()
+        return {LOAD: float(waiting + running)}
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -120,21 +182,38 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await self._batcher.close()
+        if self._side is not None:
+            await self._side.close()
         await asyncio.to_thread(self._executor.teardown)
 
 
 class PlacedNode:
     """One node with replicas of its own. Concurrent calls are joined into one batch."""
 
-    def __init__(self, step: Step, offload_after_ms: float) -> None:
+    def __init__(
+        self, step: Step, offload_after_ms: float, controller: Any = None, interval_s: float = 1.0
+    ) -> None:
         assert step.placement is not None
         self._returns = step.returns
         self._runner = NodeRunner(step, offload_after_ms)
         self._runner.setup()
         self._batcher = Batcher(
-            self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
+            self._runner.call,
+            step.placement.batch,
+            max_inflight=getattr(step.node, "max_inflight", 1),
+            max_queue_rows=1 << 30,
         )
+        self._reporter: Reporter | None = None
+        if controller is not None and reports(self._runner.node):
+            from ray import serve
+
+            replica = serve.get_replica_context().replica_id.unique_id
+            nodes = {step.name: self._runner.node}
+            self._reporter = Reporter(nodes, teller(controller), replica, interval_s)
+            self._reporter.start()
         _settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
@@ -144,8 +223,12 @@ class PlacedNode:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
             }
-            return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
+            return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
         return outcome
+
+    def check_health(self) -> None:
+        """Serve's hook: raises what the node complains of."""
+        getattr(self._runner.node, "check_health", lambda: None)()
 
     def ready(self) -> bool:
         """Answers only once the constructor, and so the node's setup, is through."""
@@ -158,7 +241,15 @@ class PlacedNode:
     async def __del__(self) -> None:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
+            if self._reporter is not None:
+                self._reporter.stop()
             self._runner.teardown()
+
+
+def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
+    """How many batches at once the nodes of this process are made for; 1 unless they say more."""
+    steps = [step for step in plan.steps if step.node is not None and step.name not in remotes]
+    return [min((getattr(step.node, "max_inflight", 1) for step in steps), default=1)]
 
 
 async def _refuse_public(gateway: GatewayArgs) -> None:

@@ -23,7 +23,8 @@ LimitText = Annotated[str, AfterValidator(_limit)]
 class JwtArgs(Strict):
     """Tokens of an identity provider. One of ``jwks_file`` and ``jwks_url`` is needed; graphs that
     a token opens are named in its ``scope`` claim as ``<scope_prefix><graph>`` or ``...*``. No
-    request with a token is more urgent than ``priority``."""
+    request with a token is more urgent than ``priority``. A token whose ``scope`` has
+    ``admin_scope`` opens the admin API; None: no token does."""
 
     jwks_file: Path | None = None
     jwks_url: str | None = Field(None, pattern=r"^https?://")
@@ -31,6 +32,7 @@ class JwtArgs(Strict):
     issuer: str | None = None
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     scope_prefix: str = "graph:"
+    admin_scope: str | None = Field("admin", min_length=1)
     priority: Literal["low", "normal", "high"] = "normal"
     refresh_s: float = Field(300.0, gt=0)
     leeway_s: float = Field(10.0, ge=0)
@@ -53,10 +55,12 @@ class JwtArgs(Strict):
 class LimitArgs(Strict):
     """Limits of each principal (of each address where there is no authentication). In memory each
     replica has its part, 1/``replicas``; with ``redis_url`` all replicas share one count. With
-    ``headers`` answers say what remains."""
+    ``headers`` answers say what remains. ``tokens`` are those that language models read and write;
+    each replica counts them for its part."""
 
     rate: LimitText | None = None
     quota: LimitText | None = None
+    tokens: LimitText | None = None
     redis_url: str | None = Field(None, pattern=r"^rediss?://")
     replicas: int = Field(1, ge=1)
     headers: bool = True

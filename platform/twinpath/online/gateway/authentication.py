@@ -13,13 +13,14 @@ from twinpath.online.policy import Priority
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A known caller: which graphs it may use (``*`` is all), until when (Unix time, seconds),
-    how urgent its requests may be, and limits of its own."""
+    how urgent its requests may be, limits of its own, and whether it may use the admin API."""
 
     name: str
     graphs: frozenset[str]
     expires_s: float | None = None
     max_priority: Priority = Priority.HIGH
     limits: tuple[Rule, ...] = ()
+    admin: bool = False
 
     def may_use(self, graph: str) -> bool:
         """Whether the graph is within its scopes."""
@@ -67,6 +68,7 @@ async def _when(found: Awaitable[Principal], ask: Ask) -> None:
 def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.principal = principal.name
     ask.max_priority = principal.max_priority
+    ask.admin = principal.admin
     if not principal.may_use(ask.graph):
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
     if not principal.limits:

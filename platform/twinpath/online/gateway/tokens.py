@@ -130,7 +130,8 @@ class Tokens:
         prefix = args.scope_prefix
         listed = _scopes(claims.get("scope"))
         graphs = frozenset(one[len(prefix) :] for one in listed if one.startswith(prefix))
-        found = Principal(name, graphs, ends_s, self._priority)
+        admin = args.admin_scope is not None and args.admin_scope in listed
+        found = Principal(name, graphs, ends_s, self._priority, admin=admin)
         if len(self._known) >= _CACHED:
             self._known.clear()
         self._known[credentials] = found

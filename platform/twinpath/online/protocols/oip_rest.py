@@ -21,6 +21,7 @@ from twinpath.errors import (
     did_you_mean,
 )
 from twinpath.graph.columns import Columns, Outcome
+from twinpath.online import pins
 from twinpath.online.dataplane import DataPlane, whole
 from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
 from twinpath.online.policy import Priority
@@ -60,7 +61,6 @@ class InferCodec:
         self._plane = plane
         self._inputs, self._outputs = plane.metadata.inputs, plane.metadata.outputs
         self._datatypes = {name: datatype_of(kind) for name, kind in self._outputs.items()}
-        self._head = {"model_name": plane.name, "model_version": plane.version}
         #: Datatype and shape of each input, if dtype and shape are all that is checked of any.
         self._tensors: dict[str, tuple[str, list[int]]] | None = None
         if plane.plan.input_schema.only_tensors:
@@ -69,7 +69,7 @@ class InferCodec:
                 for name, kind in self._inputs.items()
             }
         self._before = None if self._tensors is None else Heads(self._tensors)
-        self._start = orjson.dumps(self._head)[:-1] + b',"outputs":['
+        self._starts: dict[str, bytes] = {}
         self._heads = {
             name: (
                 orjson.dumps({"name": name, "datatype": datatype_of(kind)})[:-1] + b',"shape":',
@@ -87,10 +87,11 @@ class InferCodec:
         if b"content-encoding" in headers:
             body = inflated(headers[b"content-encoding"], body)
         zipped = b"gzip" in headers.get(b"accept-encoding", b"")
+        version = pins.asked(request.path, headers) if self._plane.pinnable else None
         head = None
         length = headers.get(HEADER_LENGTH)
         size = None if length is None else length_of(length)
-        if self._before is not None and size is not None and not zipped:
+        if self._before is not None and size is not None and not zipped and version is None:
             head = body[:size]
             known = self._before.find(head)
             if known is not None and size + known.tail_bytes == len(body):
@@ -100,14 +101,16 @@ class InferCodec:
         if tail is None and len(document) == 1 and b"accept-encoding" not in headers:
             plain = self._plain(document)
             if plain is not None:
-                return Call(plain, self._encode_all)
+                if version is None:
+                    return Call(plain, self._encode_all)
+                return Call(plain, lambda outcome: self._encode_all(outcome, version))
         columns = self._plane.checked(self._columns(document, tail))
         parameters = _parameters(document)
         wanted = self.wanted(document, parameters)
         request_id = document.get("id")
 
         def encode(outcome: Outcome) -> Answer:
-            return self._encode(outcome, wanted, request_id, zipped)
+            return self._encode(outcome, wanted, request_id, zipped, version)
 
         timeout_s, priority = urgency(parameters) if parameters else (None, None)
         if head is not None and self._before is not None:
@@ -159,10 +162,21 @@ class InferCodec:
                 return None
         return [output.name for output in wanted]
 
-    def _encode_all(self, outcome: Outcome) -> Answer:
+    def _head(self, version: str | None) -> dict[str, Any]:
+        plane = self._plane
+        return {"model_name": plane.name, "model_version": version or plane.version}
+
+    def _encode_all(self, outcome: Outcome, version: str | None = None) -> Answer:
         """All outputs as JSON; like `_encode`, with all but the numbers prepared."""
         columns = whole(outcome)
-        parts = [self._start]
+        version = version or self._plane.version
+        start = self._starts.get(version)
+        if start is None:
+            if len(self._starts) > 100:
+                self._starts.clear()
+            start = orjson.dumps(self._head(version))[:-1] + b',"outputs":['
+            self._starts[version] = start
+        parts = [start]
         for name, (head, tail_shape) in self._heads.items():
             values = columns[name]
             if values.dtype.kind in "OM":
@@ -241,10 +255,15 @@ class InferCodec:
         return wanted
 
     def _encode(
-        self, outcome: Outcome, wanted: "list[Output]", request_id: Any, zipped: bool
+        self,
+        outcome: Outcome,
+        wanted: "list[Output]",
+        request_id: Any,
+        zipped: bool,
+        version: str | None,
     ) -> Answer:
         columns = whole(outcome)
-        document: dict[str, Any] = dict(self._head)
+        document: dict[str, Any] = self._head(version)
         if request_id is not None:
             document["id"] = request_id
         tail: list[bytes] = []

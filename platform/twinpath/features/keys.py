@@ -1,0 +1,98 @@
+"""Entity keys of a batch: each distinct one once, in Feast's own serialization (version 3).
+
+A key is the number of join keys, their names in order, and their values, each with its type and
+length as little-endian 32-bit numbers (Feast: ``infra/key_encoding_utils.py``).
+"""
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinpath.errors import ConfigError
+from twinpath.features.spec import ViewSpec
+from twinpath.graph.columns import Columns
+
+_pair = struct.Struct("<II").pack
+_INT32, _INT64 = struct.Struct("<IIi").pack, struct.Struct("<IIq").pack
+
+
+def _text(value: str) -> bytes:
+    encoded = value.encode()
+    return _pair(2, len(encoded)) + encoded
+
+
+def _bytes(value: bytes) -> bytes:
+    return _pair(1, len(value)) + value
+
+
+def _unix(value: Any) -> bytes:
+    seconds = np.datetime64(value, "us").astype("datetime64[s]").astype(np.int64)
+    return _INT64(8, 8, int(seconds))
+
+
+_ENCODERS: dict[str, Callable[[Any], bytes]] = {
+    "str": _text,
+    "int32": lambda value: _INT32(3, 4, value),
+    "int64": lambda value: _INT64(4, 8, value),
+    "any": _bytes,
+    "datetime64[us]": _unix,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Distinct:
+    """The distinct keys of a batch, and for each row which of them it has (-1: a null key)."""
+
+    keys: tuple[bytes, ...]
+    place: NDArray[np.int64]
+
+
+class KeyEncoder:
+    """Serializes the keys of views that share their entities. ``suffix`` ends every key (Redis
+    appends the project's name). Raises ConfigError for a key type that Feast cannot store."""
+
+    def __init__(self, view: ViewSpec, suffix: bytes = b"") -> None:
+        pairs = sorted(zip(view.stored_keys or view.entity_keys, view.entity_keys, strict=True))
+        self.columns = tuple(column for _, column in pairs)
+        self._suffix = suffix
+        self._prefix = struct.pack("<I", len(pairs)) + b"".join(_text(name) for name, _ in pairs)
+        kinds = [view.key_types.get(column, "str") for column in self.columns]
+        for column, kind in zip(self.columns, kinds, strict=True):
+            if kind not in _ENCODERS:
+                raise ConfigError(
+                    f"view {view.name!r} has the entity key {column!r} of type {kind}: expected a "
+                    "text, an integer, bytes or a timestamp"
+                )
+        self._encoders = [_ENCODERS[kind] for kind in kinds]
+
+    def distinct(self, columns: Columns) -> Distinct:
+        """The keys of a batch; a row with a null in one of its keys has none."""
+        values = [columns[name].tolist() for name in self.columns]
+        if len(values) == 1:
+            return self._single(values[0])
+        places: dict[Any, int] = {}
+        place = [
+            -1 if any(map(_is_null, row)) else places.setdefault(row, len(places))
+            for row in zip(*values, strict=True)
+        ]
+        keys = tuple(self._encode(row) for row in places)
+        return Distinct(keys, np.array(place, dtype=np.int64))
+
+    def _single(self, values: Sequence[Any]) -> Distinct:
+        places: dict[Any, int] = {}
+        place = [-1 if _is_null(v) else places.setdefault(v, len(places)) for v in values]
+        encode, prefix, suffix = self._encoders[0], self._prefix, self._suffix
+        keys = tuple([prefix + encode(value) + suffix for value in places])
+        return Distinct(keys, np.array(place, dtype=np.int64))
+
+    def _encode(self, row: Sequence[Any]) -> bytes:
+        parts = [encode(value) for encode, value in zip(self._encoders, row, strict=True)]
+        return self._prefix + b"".join(parts) + self._suffix
+
+
+def _is_null(value: Any) -> bool:
+    return value is None or value != value

@@ -1,0 +1,224 @@
+"""Reads the newest features of a batch: distinct keys once, one round trip, bounded in time."""
+
+import asyncio
+import time
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from twinpath.errors import DeadlineError, FeatureStoreError, MissingExtraError
+from twinpath.features.decode import NEVER, Nulls, column
+from twinpath.features.keys import Distinct, KeyEncoder
+from twinpath.features.repo import FeatureRepo
+from twinpath.features.spec import ServiceSpec, ViewSpec
+from twinpath.features.store import RawRow, Wanted, group_views, open_reader, slices
+from twinpath.graph.columns import Columns
+
+#: After so many failures in a row the store is left alone, and asked again after this time.
+BREAKER_FAILURES = 3
+BREAKER_RESET_S = 0.25
+
+
+@dataclass(slots=True)
+class ViewRows:
+    """The values of one view for n rows.
+
+    #: ``found``: bool (n,), whether a row of the view held at the row's moment. Where it is False,
+    #: and where the view has null, values are NaN, NaT, None, or 0 with a mark in ``nulls``.
+    #: ``event_us``: int64 (n,), moments of the rows that were found, µs since 1970 (UTC).
+    """
+
+    view: ViewSpec
+    values: Columns
+    found: NDArray[np.bool_]
+    event_us: NDArray[np.int64]
+    nulls: dict[str, Nulls] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class ReadStatistics:
+    """What was read since set-up: counts, and the age of features at the last read in seconds."""
+
+    reads: int = 0
+    rows: int = 0
+    entities: int = 0
+    cached_entities: int = 0
+    failures: int = 0
+    missing: int = 0
+    expired: int = 0
+    age_mean_s: float = 0.0
+    age_max_s: float = 0.0
+
+
+class OnlineFeatures:
+    """Reads one service's stored views online.
+
+    ``timeout_s`` bounds each read; ``max_staleness_s`` lets a row that was read serve for so long
+    again (None: never), for at most ``cache_entities`` entities of each group. After
+    BREAKER_FAILURES failures in a row the store is not asked for BREAKER_RESET_S seconds.
+    """
+
+    def __init__(
+        self,
+        repo: FeatureRepo,
+        spec: ServiceSpec,
+        *,
+        timeout_s: float = 0.2,
+        max_staleness_s: float | None = None,
+        cache_entities: int = 100_000,
+    ) -> None:
+        try:
+            import pybreaker
+            from cachetools import TTLCache
+        except ImportError as error:
+            raise MissingExtraError(error.name or "pybreaker", "features") from None
+        self._groups = group_views(spec.views)
+        self._slices = [slices(views) for views in self._groups]
+        self._reader = open_reader(repo, self._groups, timeout_s)
+        self._encoders = [KeyEncoder(views[0], self._reader.suffix) for views in self._groups]
+        self._timeout_s = timeout_s
+        self._caches: list[MutableMapping[bytes, RawRow]] | None = None
+        if max_staleness_s:
+            self._caches = [TTLCache(cache_entities, max_staleness_s) for _ in self._groups]
+        self.breaker = pybreaker.CircuitBreaker(
+            fail_max=BREAKER_FAILURES,
+            reset_timeout=BREAKER_RESET_S,
+            exclude=[asyncio.CancelledError, DeadlineError],
+            throw_new_error_on_trip=False,
+        )
+        self._open_error = pybreaker.CircuitBreakerError
+        self.statistics = ReadStatistics()
+
+    @property
+    def reader_name(self) -> str:
+        """Which reader was chosen: "RedisReader", "SqliteReader" or "FeastReader"."""
+        return type(self._reader).__name__
+
+    async def read(
+        self, columns: Columns, moment_us: NDArray[np.int64] | None, deadline_s: float | None = None
+    ) -> list[ViewRows]:
+        """The views' newest values for the keys in ``columns``, in the service's order.
+
+        ``moment_us`` (n,) is when each row asks, for the time to live; None is now. A value that
+        came after it counts: the store knows nothing older. ``deadline_s`` is on
+        ``time.monotonic``'s clock. Raises FeatureStoreError where the store does not answer, at
+        once while it is known to be away, and DeadlineError where the deadline came first.
+        """
+        distinct = [encoder.distinct(columns) for encoder in self._encoders]
+        raw = await self._rows(distinct, deadline_s)
+        n = len(distinct[0].place) if distinct else 0
+        now_us = time.time_ns() // 1000
+        moments = np.full(n, now_us)
+        if moment_us is not None:
+            moments = np.where(moment_us == NEVER, now_us, np.minimum(moment_us, now_us))
+        found: dict[str, ViewRows] = {}
+        for group, rows in enumerate(raw):
+            cells: list[Sequence[Any]] = list(zip(*rows, strict=True))
+            for view, start in self._slices[group]:
+                found[view.title] = self._view(view, cells, start, distinct[group].place, moments)
+        self.statistics.reads += 1
+        self.statistics.rows += n
+        self._record_ages(list(found.values()), moments)
+        return [found[view.title] for views in self._groups for view in views]
+
+    async def close(self) -> None:
+        """Release connections."""
+        await self._reader.close()
+
+    async def _rows(
+        self, distinct: Sequence[Distinct], deadline_s: float | None
+    ) -> list[Sequence[RawRow]]:
+        """Raw rows of each group's distinct keys, from the cache or the store."""
+        if self._caches is None:
+            wanted = [Wanted(i, keys.keys) for i, keys in enumerate(distinct) if keys.keys]
+            answers = iter(await self._ask(wanted, deadline_s)) if wanted else iter(())
+            return [next(answers) if keys.keys else () for keys in distinct]
+        held = [
+            {key: row for key in keys.keys if (row := cache.get(key)) is not None}
+            for keys, cache in zip(distinct, self._caches, strict=True)
+        ]
+        wanted = [
+            Wanted(i, missing)
+            for i, keys in enumerate(distinct)
+            if (missing := [key for key in keys.keys if key not in held[i]])
+        ]
+        self.statistics.cached_entities += sum(map(len, held))
+        if wanted:
+            answers = iter(await self._ask(wanted, deadline_s))
+            for want in wanted:
+                fresh = dict(zip(want.keys, next(answers), strict=True))
+                held[want.group].update(fresh)
+                self._caches[want.group].update(fresh)
+        return [[held[i][key] for key in keys.keys] for i, keys in enumerate(distinct)]
+
+    async def _ask(self, wanted: Sequence[Wanted], deadline_s: float | None) -> list[list[RawRow]]:
+        limit_s = self._timeout_s
+        left_s = limit_s if deadline_s is None else deadline_s - time.monotonic()
+        if left_s <= 0:
+            raise DeadlineError("the deadline passed before the features were read")
+        self.statistics.entities += sum(len(want.keys) for want in wanted)
+        try:
+            with self.breaker.calling():
+                try:
+                    async with asyncio.timeout(min(limit_s, left_s)):
+                        return await self._reader.read(wanted)
+                except TimeoutError:
+                    if left_s < limit_s:
+                        raise DeadlineError(
+                            "the deadline passed while the features were read"
+                        ) from None
+                    raise
+        except DeadlineError:
+            raise
+        except self._open_error:
+            self.statistics.failures += 1
+            raise FeatureStoreError(
+                f"the online store failed {BREAKER_FAILURES} times in a row and is asked again "
+                f"within {BREAKER_RESET_S:g} s",
+                BREAKER_RESET_S,
+            ) from None
+        except Exception as error:
+            self.statistics.failures += 1
+            text = f"no answer within {limit_s * 1000:g} ms" if not str(error) else str(error)
+            raise FeatureStoreError(
+                f"the online store could not be read: {type(error).__name__}: {text}"
+            ) from error
+
+    def _view(
+        self,
+        view: ViewSpec,
+        cells: Sequence[Sequence[Any]],
+        start: int,
+        place: NDArray[np.int64],
+        moments: NDArray[np.int64],
+    ) -> ViewRows:
+        """One view's values for all rows of the batch, decoded for distinct keys."""
+        n = len(place)
+        if not cells:
+            return ViewRows(view, {}, np.zeros(n, dtype=bool), np.full(n, NEVER))
+        event_us = self._reader.moments(cells[start + len(view.features)])[place]
+        found = (place >= 0) & (event_us != NEVER)
+        if view.ttl_s is not None:
+            late = found & (moments - event_us > view.ttl_s * 1_000_000)
+            self.statistics.expired += int(late.sum())
+            found &= ~late
+        values: Columns = {}
+        nulls: dict[str, Nulls] = {}
+        for offset, (name, kind) in enumerate(view.features.items()):
+            decoded, marks = column(cells[start + offset], kind)
+            values[name] = decoded[place]
+            nulls[name] = None if marks is None else marks[place]
+        return ViewRows(view, values, found, event_us, nulls)
+
+    def _record_ages(self, views: Sequence[ViewRows], moments: NDArray[np.int64]) -> None:
+        statistics = self.statistics
+        ages = [(moments - rows.event_us)[rows.found] for rows in views]
+        missing = sum(len(rows.found) for rows in views) - sum(map(len, ages))
+        statistics.missing += missing
+        joined = np.concatenate(ages) if ages else np.empty(0)
+        if len(joined):
+            statistics.age_mean_s = max(0.0, float(joined.mean()) / 1e6)
+            statistics.age_max_s = max(0.0, float(joined.max()) / 1e6)

@@ -1,0 +1,167 @@
+"""Redis is killed and comes back under load: nobody hangs, and reads go on by themselves."""
+
+import asyncio
+import time
+
+import numpy as np
+import pytest
+
+from tests.features.conftest import Redis, make_repo
+from twinpath.errors import FeatureStoreError
+from twinpath.features.online import OnlineFeatures
+from twinpath.features.repo import FeatureRepo
+from twinpath.graph.context import collect_remarks
+from twinpath.nodes.features import FeatureLookup
+
+TIMEOUT_S = 0.5
+#: More than any read may take on a busy machine, and far less than a hung one would.
+HUNG_S = 30.0
+
+
+@pytest.fixture(scope="module")
+def own_redis(tmp_path_factory):
+    server = Redis(tmp_path_factory.mktemp("redis-lost"))
+    server.start()
+    yield server
+    server.kill()
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory, own_redis):
+    store = f'{{type: redis, connection_string: "{own_redis.address}"}}'
+    return make_repo(tmp_path_factory.mktemp("lost") / "repo", store)
+
+
+@pytest.fixture
+def running(own_redis):
+    if own_redis.process is None:
+        own_redis.start()
+    return own_redis
+
+
+def given(i: int) -> dict[str, np.ndarray]:
+    return {
+        "user_id": np.array([f"user-{i % 20}", f"user-{(i + 1) % 20}"], dtype=object),
+        "shop": np.array([i % 3 - 1, 0], dtype=np.int64),
+    }
+
+
+async def load(read, until: asyncio.Event, log: list, workers: int = 8) -> None:
+    """Reads one after the other from each worker; every outcome is logged with its time."""
+
+    async def worker(number: int) -> None:
+        turn = number
+        while not until.is_set():
+            started_s = time.monotonic()
+            try:
+                async with asyncio.timeout(HUNG_S):
+                    what = await read(given(turn))
+            except FeatureStoreError:
+                what = "error"
+            log.append((time.monotonic(), time.monotonic() - started_s, what))
+            turn += workers
+            await asyncio.sleep(0.002)
+
+    await asyncio.gather(*(worker(i) for i in range(workers)))
+
+
+async def until_seen(log: list, what: str, since: int) -> None:
+    end_s = time.monotonic() + 60
+    while not any(entry[2] == what for entry in log[since:]):
+        assert time.monotonic() < end_s, f"no {what!r} within a minute"
+        await asyncio.sleep(0.005)
+
+
+async def kill_and_return(redis: Redis, log: list, bad: str) -> None:
+    await until_seen(log, "ok", 0)
+    await asyncio.to_thread(redis.kill)
+    await until_seen(log, bad, len(log))
+    gone = len(log)
+    await asyncio.sleep(0.3)
+    assert all(what != "ok" for _, _, what in log[gone + 8 :]), "no server, and yet an answer"
+    await asyncio.to_thread(redis.start)
+    await until_seen(log, "ok", len(log))
+
+
+def test_errors_come_at_once_while_it_is_away_and_reads_go_on_after_its_return(running, repo):
+    features = FeatureRepo(repo)
+    online = OnlineFeatures(features, features.service("all"), timeout_s=TIMEOUT_S)
+    log: list = []
+
+    async def read(columns) -> str:
+        views = await online.read(columns, None)
+        assert len(views[0].found) == 2
+        return "ok"
+
+    async def story() -> None:
+        stop = asyncio.Event()
+        running_load = asyncio.create_task(load(read, stop, log))
+        try:
+            await kill_and_return(running, log, "error")
+        finally:
+            stop.set()
+            await running_load
+            await online.close()
+
+    asyncio.run(story())
+    assert {what for _, _, what in log} == {"ok", "error"}
+    assert online.statistics.failures > 8
+
+
+def test_answers_are_degraded_while_it_is_away_when_told_to(running, repo):
+    node = FeatureLookup(
+        "all", str(repo), on_failure="degrade", defaults={"spent": -1.0}, timeout_ms=TIMEOUT_S * 1e3
+    )
+    node.setup()
+    log: list = []
+
+    async def read(columns) -> str:
+        remarks = collect_remarks()
+        made = await node.predict(columns)
+        degraded = remarks.get("features") == "degraded"
+        if degraded:
+            assert (made["spent"] == -1.0).all()
+        return "degraded" if degraded else "ok"
+
+    async def story() -> None:
+        stop = asyncio.Event()
+        running_load = asyncio.create_task(load(read, stop, log))
+        try:
+            await kill_and_return(running, log, "degraded")
+        finally:
+            stop.set()
+            await running_load
+
+    asyncio.run(story())
+    node.teardown()
+    assert {what for _, _, what in log} == {"ok", "degraded"}
+
+
+def test_a_server_that_stands_still_is_not_waited_for(running, repo):
+    import os
+    import signal
+
+    features = FeatureRepo(repo)
+    online = OnlineFeatures(features, features.service("all"), timeout_s=TIMEOUT_S)
+
+    async def story() -> None:
+        await online.read(given(1), None)
+        os.kill(running.process.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(FeatureStoreError):
+                async with asyncio.timeout(HUNG_S):
+                    await online.read(given(1), None)
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            try:
+                await online.read(given(1), None)
+                break
+            except FeatureStoreError:
+                await asyncio.sleep(0.05)
+        else:
+            pytest.fail("reads did not go on")
+        await online.close()
+
+    asyncio.run(story())
