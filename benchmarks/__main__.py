@@ -10,6 +10,7 @@ from benchmarks import (
     feature_serving,
     gateway_cost,
     llm_offline,
+    memory,
     offline_flights,
     online_fused,
     registry_swaps,
@@ -24,6 +25,7 @@ ALL = {
     "online_fused": online_fused,
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
+    "memory": memory,
     "rollout_guard": rollout_guard,
     "rollout_cost": rollout_cost,
     "registry_swaps": registry_swaps,
@@ -61,7 +63,9 @@ def main() -> None:
         parser.error("name one benchmark, or pass --all")
     choice = publishing.chosen(given)
     if given.name != "online" and not choice.whole:
-        parser.error("--only, --peers, --connections and --seconds are the online benchmark's")
+        parser.error(
+            "--only, --peers, --connections, --seconds and --merge are the online benchmark's"
+        )
     for name in ALL if given.all else (given.name,):
         console.print(f"written: {_run(name, given.rounds, console, choice)}")
 
