@@ -5,8 +5,7 @@ How the parts fit, for whoever writes another of them:
 * ``FeatureRepo.service(name)`` gives a :class:`~twinpath.features.spec.ServiceSpec`: plain values.
 * Online, ``nodes/features.py`` reads the newest values; ``Node.offline(features="as_of")`` gives
   the node that takes its place in a batch job, which joins with ``features/history.py``:
-  ``as_of_join(spec, keys, moments, sources) -> Columns`` for one view (``moments``: int64 µs UTC;
-  columns by the feature's own name, and ``__found__``, bool: a row of the source held then).
+  ``as_of_join(view, keys, moments, sources) -> ViewRows`` for each view (``moments``: int64 µs UTC).
 * Both hand the views' values to ``features/rows.py``, which fills what is missing, computes views
   on demand and names the columns: online and offline share that code.
 """
@@ -158,6 +157,13 @@ class FeatureRepo:
         )
         views = tuple(_view(view, entities, store.repo_path) for view in stored)
         return ServiceSpec(name, views, on_demand, promised)
+
+
+def view_spec(repo: FeatureRepo, view: Any) -> ViewSpec:
+    """What one of Feast's stored views has: all of its features, outside of any service."""
+    store = repo.store
+    entities = {e.name: e for e in store.list_entities(allow_cache=True)}
+    return _view(view, entities, store.repo_path)
 
 
 def _title(projection: Any) -> str:
