@@ -102,7 +102,9 @@ def test_a_row_from_the_future_is_never_seen(tmp_path):
     rng = np.random.default_rng(7)
     honest = history(rng, 150).filter(pl.col("at") <= START + timedelta(hours=20))
     planted = honest.with_columns(
-        at=START + timedelta(hours=20, microseconds=1), amount=pl.lit(1e9), visits=pl.lit(10**9, pl.Int64)
+        at=START + timedelta(hours=20, microseconds=1),
+        amount=pl.lit(1e9),
+        visits=pl.lit(10**9, pl.Int64),
     )
     honest.write_parquet(tmp_path / "honest.parquet")
     pl.concat([planted, honest]).write_parquet(tmp_path / "leaky.parquet")
@@ -146,9 +148,9 @@ def test_a_folder_of_files_and_other_units_of_time_are_one_source(tmp_path):
     folder.mkdir()
     rows[:30].write_parquet(folder / "a.parquet")
     rows[30:].write_parquet(folder / "b.parquet")
-    rows.with_columns(pl.col("at").dt.cast_time_unit("ns").dt.replace_time_zone(None)).write_parquet(
-        tmp_path / "ns.parquet"
-    )
+    rows.with_columns(
+        pl.col("at").dt.cast_time_unit("ns").dt.replace_time_zone(None)
+    ).write_parquet(tmp_path / "ns.parquet")
     keys, moments = questions(np.random.default_rng(3), 80)
     for whole_bytes in (1 << 30, 0):
         one, other = (

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from twinpath.cli.features import features
 from twinpath.cli.keys import keys
 from twinpath.cli.tls import dev_cert, edge
 from twinpath.errors import TwinpathError
@@ -23,6 +24,7 @@ app = typer.Typer(
 )
 
 app.add_typer(keys, name="keys")
+app.add_typer(features, name="features")
 app.command("dev-cert")(dev_cert)
 app.command("edge")(edge)
 

@@ -2,8 +2,8 @@
 
 For a row that asks at moment m, a view gives the values with the latest event timestamp t <= m;
 of rows with the same key and t the one that was created last; nothing when m - t is over the
-view's time to live. That is Feast's rule (``get_historical_features``), in columns: one sort and one
-merge by moment instead of a join of every pair.
+view's time to live. That is Feast's rule (``get_historical_features``), in columns: one sort and
+one merge by moment instead of a join of every pair.
 """
 
 from collections.abc import Sequence
@@ -46,9 +46,9 @@ class _Held:
 class Sources:
     """Views' sources, read from Parquet files when they are first needed.
 
-    A source of up to ``whole_bytes`` is read once. Of a larger one the rows are read that can matter
-    for the moments at hand (Parquet's row groups outside that time are skipped), and kept until
-    other moments are asked for. Moments are int64, µs since 1970 (UTC).
+    A source of up to ``whole_bytes`` is read once. Of a larger one those rows are read that can
+    matter for the moments at hand (Parquet's row groups outside that time are skipped), and kept
+    until other moments are asked for. Moments are int64, µs since 1970 (UTC).
     """
 
     def __init__(self, whole_bytes: int = WHOLE_BYTES) -> None:
@@ -194,8 +194,11 @@ def scan_rows(view: ViewSpec, low_us: int | None = None, high_us: int | None = N
 
 def _moment(us: int, kind: Any) -> Any:
     pl = _polars()
-    return pl.lit(us).cast(pl.Datetime("us")).cast(pl.Datetime(kind.time_unit)).dt.replace_time_zone(
-        kind.time_zone
+    return (
+        pl.lit(us)
+        .cast(pl.Datetime("us"))
+        .cast(pl.Datetime(kind.time_unit))
+        .dt.replace_time_zone(kind.time_zone)
     )
 
 
@@ -243,7 +246,9 @@ def _column(series: Any, kind: str) -> tuple[NDArray[Any], Nulls]:
     if kind in ("float32", "float64"):
         dtype = pl.Float32 if kind == "float32" else pl.Float64
         return series.cast(dtype).fill_null(np.nan).to_numpy(), None
-    if kind in ("int32", "int64", "bool") and series.dtype.is_integer() | (series.dtype == pl.Boolean):
+    if kind in ("int32", "int64", "bool") and series.dtype.is_integer() | (
+        series.dtype == pl.Boolean
+    ):
         marks = series.is_null().to_numpy() if series.null_count() else None
         filler = False if series.dtype == pl.Boolean else 0
         return series.fill_null(filler).to_numpy().astype(kind), marks

@@ -52,6 +52,11 @@ class NodeRunner:
         node, self._node = self._node, None
         getattr(node, "teardown", lambda: None)()
 
+    @property
+    def node(self) -> Any:
+        """The loaded copy of the node; None before set-up."""
+        return self._node
+
     async def call(self, columns: Columns) -> Outcome:
         """The node's own columns for n rows. Raises NodeContractError for a broken contract;
         a row for which ``predict`` raises becomes that row's error."""
@@ -190,6 +195,11 @@ class Executor:
         return self._concurrent or any(
             inspect.iscoroutinefunction(r.step.node.predict) for r in self._runners.values()
         )
+
+    @property
+    def nodes(self) -> dict[str, Any]:
+        """The loaded nodes of this process, by name."""
+        return {runner.step.name: runner.node for runner in self._runners.values()}
 
     def setup(self) -> None:
         """Set up every node of this process; if one fails, those before it are torn down."""

@@ -51,7 +51,9 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             ray_actor_options=placement.ray_actor_options(),
             **serve_scaling(placement.replicas),
         )
-        handles[step.name] = deployment.bind(step, args.ingress.offload_after_ms)
+        handles[step.name] = deployment.bind(
+            step, args.ingress.offload_after_ms, args.features.capture, plan.graph_name
+        )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
         max_ongoing_requests=4096,

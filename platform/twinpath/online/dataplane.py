@@ -41,6 +41,8 @@ class Ask:
     rows: int = 0
     request_id: bytes = b""
     principal: str | None = None
+    #: Graphs, and rights beside them, that the caller's credentials give.
+    scopes: frozenset[str] = frozenset()
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
     #: No request may have a higher one, whatever it asks for.

@@ -13,6 +13,8 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.capturing import capture
+from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
@@ -34,6 +36,7 @@ class Ingress(GrpcMethods):
         args = given.ingress
         self._plan, self._args = plan, args
         self._gateway, self._version = given.gateway, given.version
+        self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
             step.name: handles[step.name]
@@ -49,6 +52,7 @@ class Ingress(GrpcMethods):
             max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
             max_queue_rows=args.max_queue_rows,
         )
+        self._recorders = capture(self._executor.nodes, given.features.capture, plan.graph_name)
         _settle()
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
@@ -64,6 +68,7 @@ class Ingress(GrpcMethods):
             queue_timeout_s=self._args.queue_timeout_s,
             close=self._close,
             echo_request_id=False,
+            push=self._push,
         )
         from ray import serve
 
@@ -114,12 +119,20 @@ class Ingress(GrpcMethods):
     async def _close(self) -> None:
         await self._batcher.close()
         await asyncio.to_thread(self._executor.teardown)
+        for recorder in self._recorders:
+            await asyncio.to_thread(recorder.close)
 
 
 class PlacedNode:
     """One node with replicas of its own. Concurrent calls are joined into one batch."""
 
-    def __init__(self, step: Step, offload_after_ms: float) -> None:
+    def __init__(
+        self,
+        step: Step,
+        offload_after_ms: float,
+        captured: CaptureArgs | None = None,
+        graph: str = "",
+    ) -> None:
         assert step.placement is not None
         self._returns = step.returns
         self._runner = NodeRunner(step, offload_after_ms)
@@ -127,6 +140,7 @@ class PlacedNode:
         self._batcher = Batcher(
             self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
         )
+        self._recorders = capture({step.name: self._runner.node}, captured, graph)
         _settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
@@ -151,6 +165,8 @@ class PlacedNode:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
             self._runner.teardown()
+            for recorder in getattr(self, "_recorders", ()):
+                await asyncio.to_thread(recorder.close)
 
 
 async def _refuse_public(gateway: GatewayArgs) -> None:

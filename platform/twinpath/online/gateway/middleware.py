@@ -38,6 +38,7 @@ class Guarded:
             await _refuse(error, self._gate.headers(ask), send)
             self._gate.done(ask, error.http_status, error.code)
             return
+        scope["twinpath.ask"] = ask  # for pages that act in the name of the caller
         await self._pass_on(ask, scope, receive, send)
 
     async def _pass_on(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
