@@ -5,7 +5,7 @@ How the parts fit, for whoever writes another of them:
 * ``FeatureRepo.service(name)`` gives a :class:`~twinpath.features.spec.ServiceSpec`: plain values.
 * Online, ``nodes/features.py`` reads the newest values; ``Node.offline(features="as_of")`` gives
   the node that takes its place in a batch job, which joins with ``features/history.py``:
-  ``as_of_join(view, keys, moments, sources) -> ViewRows`` for one view (``moments``: int64 µs, UTC).
+  ``as_of_join(view, keys, moments, sources) -> ViewRows`` for a view (``moments``: int64 µs, UTC).
 * Both hand the views' values to ``features/rows.py``, which fills what is missing, computes views
   on demand and names the columns: online and offline share that code.
 """

@@ -37,9 +37,10 @@ class FeaturePush:
 
     The body is ``{"view": "…", "rows": [{…}, …]}``; see `RowCheck` for rows. The answer is 202
     once all rows are accepted, ``{"accepted": n}``. With ``"wait": true`` it comes when they are
-    written, 200 and ``{"accepted": n, "written": m}``, where rows that were not newer than the store's count
-    in n only; or 202 when that takes too long, and the rows are still going to be written. One row
-    that does not fit refuses all (422); too many waiting rows are 503 with Retry-After.
+    written, 200 and ``{"accepted": n, "written": m}``, where rows that were not newer than the
+    store's count in n only; or 202 when that takes too long, and the rows are still going to be
+    written. One row that does not fit refuses all (422); too many waiting rows are 503 with
+    Retry-After.
     """
 
     def __init__(self, repos: Sequence[Any], args: PushArgs, max_body_bytes: int) -> None:
