@@ -5,7 +5,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import gateway_cost, offline_flights, online_fused
+from benchmarks import (
+    feature_join,
+    feature_lookup,
+    feature_serving,
+    gateway_cost,
+    offline_flights,
+    online_fused,
+    rollout_cost,
+    rollout_guard,
+)
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -14,7 +23,12 @@ ALL = {
     "online_fused": online_fused,
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
+    "rollout_guard": rollout_guard,
+    "rollout_cost": rollout_cost,
     "online": bench,
+    "feature_lookup": feature_lookup,
+    "feature_serving": feature_serving,
+    "feature_join": feature_join,
 }
 ROUNDS = 3
 

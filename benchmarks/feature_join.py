@@ -99,9 +99,7 @@ def _questions(directory: Path) -> Columns:
     node.setup()
     columns = request_columns(pl.read_parquet(directory / "data" / "requests" / "*.parquet"))
     columns |= node.predict(columns)
-    return {
-        name: columns[name] for name in ("carrier", "route", "number", "tailnum", "as_of")
-    }
+    return {name: columns[name] for name in ("carrier", "route", "number", "tailnum", "as_of")}
 
 
 def _sample(questions: Columns, rows: int) -> Columns:
@@ -178,4 +176,3 @@ def _leaks(views: Sequence[ViewSpec], questions: Columns) -> int:
             joined = as_of_join(view, questions, moments, Sources())
             changed |= joined.found & (joined.event_us > moments)
     return int(changed.sum())
-

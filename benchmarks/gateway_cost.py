@@ -20,7 +20,7 @@ from twinpath.online.session import ServeSession
 
 MODEL = "tabular"
 CONNECTIONS = (1, 32)
-SECONDS = 4
+SECONDS = 2
 
 
 def run(rounds: int, console: Console) -> list[Row]:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from twinpath.graph.node import Node
     from twinpath.graph.placement import Batch, Placement, Replicas
     from twinpath.nodes.features import FeatureLookup
+    from twinpath.nodes.registry import RegistryModel
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "Node",
     "Outcome",
     "Placement",
+    "RegistryModel",
     "Replicas",
     "RowError",
     "Tensor",
@@ -47,6 +49,7 @@ _HOMES = {
     "Node": "graph.node",
     "Outcome": "graph.columns",
     "Placement": "graph.placement",
+    "RegistryModel": "nodes.registry",
     "Replicas": "graph.placement",
     "RowError": "graph.columns",
     "Tensor": "graph.tensors",

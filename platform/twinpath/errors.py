@@ -13,6 +13,7 @@ TwinpathError
 │   ├── MalformedBodyError     malformed_body      400
 │   └── BodyTooLargeError      body_too_large      413
 ├── UnknownModelError          unknown_model       404  no such model or version is served here
+├── UnknownRequestError        unknown_request     404  no scores are kept for that request
 ├── AccessError                unauthenticated     401  no valid credentials; base of the next
 │   └── ForbiddenError         forbidden           403  these credentials do not allow that
 ├── RowFailedError             row_failed          422  a node could not compute that row
@@ -24,6 +25,15 @@ TwinpathError
 │       └── QuotaError         quota_exceeded      429  the client's quota is used up
 ├── DeadlineError              deadline_exceeded   504  the deadline passed before the answer
 ├── ClientClosedError      client_closed_request   499  the client hung up before its rows were run
+├── RegistryError              registry            503  the model registry does not answer
+├── ModelError                 model_refused       500  a registered version cannot be served
+│   ├── ArtifactError          artifact            500  its files are missing, damaged or unreadable
+│   ├── UntrustedModelError    untrusted_model     500  it would run code, and nobody vouched for it
+│   ├── SignatureError         signature           500  its columns are not the node's
+│   ├── ModelLoadError         model_load          500  loading it failed
+│   ├── ModelCheckError        model_check         500  its answers are wrong or too slow
+│   └── MemoryBudgetError      memory_budget       500  it does not fit the memory budget
+├── RolloutError               rollout             409  a rollout does not allow what was asked for
 └── BatchJobError              batch_job           500  a batch job could not run or finish
 """
 
@@ -125,6 +135,13 @@ class UnknownModelError(TwinpathError):
     http_status = 404
 
 
+class UnknownRequestError(TwinpathError):
+    """No scores are kept for a request of that id."""
+
+    code = "unknown_request"
+    http_status = 404
+
+
 class AccessError(TwinpathError):
     """The request carries no valid credentials."""
 
@@ -205,6 +222,62 @@ class ClientClosedError(TwinpathError):
     http_status = 499
 
 
+class RegistryError(TwinpathError):
+    """The model registry does not answer, or not in time."""
+
+    code = "registry"
+    http_status = 503
+
+
+class ModelError(TwinpathError):
+    """A registered version cannot be served; base of the reasons why."""
+
+    code = "model_refused"
+
+
+class ArtifactError(ModelError):
+    """The files of a version are missing, damaged or not readable."""
+
+    code = "artifact"
+
+
+class UntrustedModelError(ModelError):
+    """Loading a version would run code that nobody vouched for."""
+
+    code = "untrusted_model"
+
+
+class SignatureError(ModelError):
+    """The columns that a version reads or returns are not those of its node."""
+
+    code = "signature"
+
+
+class ModelLoadError(ModelError):
+    """Loading a version failed."""
+
+    code = "model_load"
+
+
+class ModelCheckError(ModelError):
+    """The answers of a version are wrong, or come too slowly."""
+
+    code = "model_check"
+
+
+class MemoryBudgetError(ModelError):
+    """A version does not fit the memory budget."""
+
+    code = "memory_budget"
+
+
+class RolloutError(TwinpathError):
+    """A rollout, or the state that it is in, does not allow what was asked for."""
+
+    code = "rollout"
+    http_status = 409
+
+
 class BatchJobError(TwinpathError):
     """A batch job could not run or finish."""
 
@@ -233,6 +306,7 @@ GRPC_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    409: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     415: "INVALID_ARGUMENT",
     422: "INVALID_ARGUMENT",

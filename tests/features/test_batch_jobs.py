@@ -1,4 +1,4 @@
-"""Batch jobs with a feature lookup on Ray Data: as of then, as of now, and features written back."""
+"""Batch jobs with a feature lookup on Ray Data: as of then, as of now, and written back."""
 
 import os
 from datetime import datetime, timedelta

@@ -153,7 +153,7 @@ def test_without_a_store_answers_are_degraded_and_say_so_when_told_to(sqlite_rep
         degraded_column="features_missing",
     )
     answer = ask(graph, {"user_id": "user-5", "shop": 1}, {"user_id": "user-6"})
-    assert answer.outcome.notes == {"features": "degraded"}
+    assert answer.outcome.remarks == {"features": "degraded"}
     assert answer.rows()[0] == {"spent": None, "a_visit": None, "features_missing": True}
     assert not answer.errors
 

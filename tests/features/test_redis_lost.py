@@ -10,7 +10,7 @@ from tests.features.conftest import Redis, make_repo
 from twinpath.errors import FeatureStoreError
 from twinpath.features.online import OnlineFeatures
 from twinpath.features.repo import FeatureRepo
-from twinpath.graph.context import collect_notes
+from twinpath.graph.context import collect_remarks
 from twinpath.nodes.features import FeatureLookup
 
 TIMEOUT_S = 0.5
@@ -116,9 +116,9 @@ def test_answers_are_degraded_while_it_is_away_when_told_to(running, repo):
     log: list = []
 
     async def read(columns) -> str:
-        notes = collect_notes()
+        remarks = collect_remarks()
         made = await node.predict(columns)
-        degraded = notes.get("features") == "degraded"
+        degraded = remarks.get("features") == "degraded"
         if degraded:
             assert (made["spent"] == -1.0).all()
         return "degraded" if degraded else "ok"

@@ -56,7 +56,8 @@ def test_the_list_names_what_can_be_run():
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "online_fused", "offline_flights", "gateway_cost", "online",
+        "online_fused", "offline_flights", "gateway_cost", "rollout_guard", "rollout_cost",
+        "online", "feature_lookup", "feature_serving", "feature_join",
     ]  # fmt: skip
 
 

@@ -46,7 +46,7 @@ from twinpath.online.gateway.args import GatewayArgs, JwtArgs
 from twinpath.online.gateway.audit import AuditLog
 from twinpath.online.gateway.authentication import Authentication
 from twinpath.online.gateway.build import build, refuse_public
-from twinpath.online.gateway.keys import ApiKeys, new_key, read_keys, write_keys
+from twinpath.online.gateway.keys import ApiKeys, new_key, read_keys, replace_key, write_keys
 from twinpath.online.gateway.limiting import Limit
 from twinpath.online.gateway.rules import Gateway
 from twinpath.online.gateway.tokens import Tokens
@@ -87,6 +87,19 @@ def test_a_key_opens_the_graphs_of_its_scope_and_no_other(tmp_path: Path):
         assert (seen.principal, seen.max_priority) == ("ann", Priority.LOW)
     with pytest.raises(ForbiddenError, match="'ann' may not use graph 'letters'"):
         rule.admit(ask("letters", **bearer(key)))
+
+
+def test_only_a_key_with_that_scope_opens_the_admin_api(tmp_path: Path):
+    keys = [new_key("ann"), new_key("root", admin=True)]
+    write_keys(tmp_path / "keys", [record for _, record in keys])
+    rule = Authentication([ApiKeys(tmp_path / "keys")])
+    for (key, _), wanted in zip(keys, (False, True), strict=True):
+        seen = ask(**bearer(key))
+        rule.admit(seen)
+        assert seen.admin is wanted
+    assert not ask().admin, "nor does anybody who was not asked who they are"
+    _, replaced = replace_key(read_keys(tmp_path / "keys"), keys[1][1].id, NOW)
+    assert [record.admin for record in replaced] == [False, True, True]
 
 
 def test_a_key_is_not_in_its_file_and_only_its_owner_may_read_that(tmp_path: Path):
@@ -199,6 +212,16 @@ def test_a_token_opens_the_graphs_of_its_scope(issuer: Issuer, tmp_path: Path):
     with pytest.raises(ForbiddenError):
         rule.admit(ask("letters", **bearer(issuer.token())))
     rule.admit(ask("letters", **bearer(issuer.token(scope="graph:*"))))
+
+
+def test_a_token_opens_the_admin_api_by_its_scope(issuer: Issuer, tmp_path: Path):
+    for scope, wanted in (("graph:*", False), ("graph:* admin", True)):
+        seen = ask(**bearer(issuer.token(scope=scope)))
+        by_file(issuer, tmp_path).admit(seen)
+        assert seen.admin is wanted
+    seen = ask(**bearer(issuer.token(scope="graph:* admin")))
+    by_file(issuer, tmp_path, admin_scope=None).admit(seen)
+    assert not seen.admin
 
 
 @pytest.mark.parametrize(

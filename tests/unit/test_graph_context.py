@@ -8,7 +8,7 @@ from pydantic import BaseModel
 
 from twinpath import Graph, Node
 from twinpath.graph.columns import Outcome, joined
-from twinpath.graph.context import DEADLINE_S, note
+from twinpath.graph.context import DEADLINE_S, remark
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
 from twinpath.online.batcher import Batcher
@@ -24,7 +24,7 @@ class Says(Node):
 
     def predict(self, columns):
         if columns["x"].min() < 0:
-            note("features", "degraded")
+            remark("features", "degraded")
         if len(columns["x"]) > 1 and columns["x"].max() > 100:
             raise ValueError("too many")
         return {"x": columns["x"]}
@@ -37,28 +37,28 @@ def graph() -> Graph:
     return made
 
 
-def test_a_note_is_part_of_the_outcome_and_only_of_that_run():
+def test_a_remark_is_part_of_the_outcome_and_only_of_that_run():
     says = graph()
-    assert says.run([{"x": -1.0}]).outcome.notes == {"features": "degraded"}
-    assert says.run([{"x": 1.0}]).outcome.notes == {}
+    assert says.run([{"x": -1.0}]).outcome.remarks == {"features": "degraded"}
+    assert says.run([{"x": 1.0}]).outcome.remarks == {}
 
 
-def test_a_note_outlives_the_search_for_a_poison_row():
+def test_a_remark_outlives_the_search_for_a_poison_row():
     found = graph().run([{"x": -1.0}, {"x": 101.0}, {"x": 2.0}]).outcome
-    assert found.notes == {"features": "degraded"}
+    assert found.remarks == {"features": "degraded"}
     assert found.ok
 
 
 def test_parts_of_a_batch_carry_its_notes():
     outcome = Outcome.success({"x": np.zeros(3)}, 3)
-    outcome.notes["a"] = "b"
+    outcome.remarks["a"] = "b"
     parts = outcome.split([1, 2])
-    assert [part.notes for part in parts] == [{"a": "b"}] * 2
-    assert joined(parts).notes == {"a": "b"}
+    assert [part.remarks for part in parts] == [{"a": "b"}] * 2
+    assert joined(parts).remarks == {"a": "b"}
 
 
 def test_outside_of_a_run_a_note_is_told_to_nobody():
-    note("features", "degraded")
+    remark("features", "degraded")
 
 
 async def test_a_node_learns_when_the_last_of_its_batch_stops_waiting():

@@ -21,6 +21,7 @@ def new(
     days: Annotated[float | None, typer.Option(help="until it expires; default never")] = None,
     rate: Annotated[str | None, typer.Option(help="its own limit, such as 100/second")] = None,
     quota: Annotated[str | None, typer.Option(help="its own quota, such as 50000/day")] = None,
+    admin: Annotated[bool, typer.Option(help="it may use the admin API of these graphs")] = False,
 ) -> None:
     """Make a key and print it, once: the file holds only its hash."""
     from pydantic import ValidationError
@@ -32,7 +33,10 @@ def new(
     expires = None if days is None else dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
     graphs = tuple(graph or ["*"])
     try:
-        key, record = new_key(principal, graphs, priority, expires, rate, quota)  # type: ignore[arg-type]  # checked above
+        key, record = new_key(
+            principal, graphs, priority, expires, rate, quota,  # type: ignore[arg-type]  # checked above
+            admin=admin,
+        )  # fmt: skip
     except ValidationError as error:
         wrong = error.errors()[0]
         raise typer.BadParameter(f"{wrong['loc'][0]}: {wrong['msg']}") from None
@@ -50,6 +54,7 @@ def show(file: _File) -> None:
         expires = record.expires.isoformat(timespec="minutes") if record.expires else "never"
         graphs = ", ".join(record.graphs)
         limits = ", ".join(limit for limit in (record.rate, record.quota) if limit)
+        graphs += ", admin" if record.admin else ""
         table.add_row(record.id, record.principal, graphs, record.priority, expires, limits)
     Console().print(table)
 

@@ -12,6 +12,8 @@ from rich.console import Console
 
 from twinpath.cli.features import features
 from twinpath.cli.keys import keys
+from twinpath.cli.models import models
+from twinpath.cli.rollout import rollout
 from twinpath.cli.tls import dev_cert, edge
 from twinpath.errors import TwinpathError
 
@@ -25,6 +27,8 @@ app = typer.Typer(
 
 app.add_typer(keys, name="keys")
 app.add_typer(features, name="features")
+app.add_typer(models, name="models")
+app.add_typer(rollout, name="rollout")
 app.command("dev-cert")(dev_cert)
 app.command("edge")(edge)
 

@@ -6,7 +6,8 @@ that its first byte tells the type and the rest is the number, little-endian, or
 value that is not there all mean null. What is no plain scalar goes through Feast's own message.
 """
 
-from collections.abc import Sequence
+import struct
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -156,10 +157,29 @@ def scalar(value: Raw) -> Any:
     """One stored value as a Python object, None for null."""
     if not value or value == _NULL:
         return None
+    plain = _PLAIN.get(value[0])
+    if plain is not None:
+        return plain(value)
     from feast.protos.feast.types.Value_pb2 import Value
     from feast.type_map import feast_value_type_to_python_type
 
     return feast_value_type_to_python_type(Value.FromString(value))
+
+
+def _varint(value: bytes) -> int:
+    total = 0
+    for place, part in enumerate(value[1:]):
+        total |= (part & 0x7F) << 7 * place
+    return total - (1 << 64) if total >> 63 else total
+
+
+_PLAIN: dict[int, Callable[[bytes], Any]] = {
+    _INT32: _varint,
+    _INT64: _varint,
+    _BOOL: lambda value: value[1:] == b"\x01",
+    _DOUBLE: lambda value: struct.unpack("<d", value[1:])[0],
+    _FLOAT: lambda value: struct.unpack("<f", value[1:])[0],
+}
 
 
 def timestamps(raw: Sequence[Raw]) -> NDArray[np.int64]:

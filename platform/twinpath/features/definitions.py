@@ -57,7 +57,7 @@ def apply(repo: FeatureRepo, definitions: Iterable[Any]) -> Applied:
         store.apply(given)
     repo.refresh()
 
-    def names(kind: type) -> tuple[str, ...]:
+    def names(kind: Any) -> tuple[str, ...]:
         return tuple(sorted(item.name for item in given if isinstance(item, kind)))
 
     return Applied(

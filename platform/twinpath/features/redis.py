@@ -93,7 +93,8 @@ class RedisReader:
         self._connection: Connection | None = None
         self._connecting: asyncio.Lock | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        #: For each group what comes before the key and after it in its HMGET.
+        #: For each group the fields of its hash, and what surrounds the key in its HMGET.
+        self.fields: list[list[bytes]] = []
         self._commands: list[tuple[bytes, bytes]] = []
         for views in groups:
             fields: list[bytes] = []
@@ -103,6 +104,7 @@ class RedisReader:
                     for name in view.features
                 ]
                 fields.append(b"_ts:" + view.name.encode())
+            self.fields.append(fields)
             head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
             tail = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in fields)
             self._commands.append((head, b"\r\n" + tail))

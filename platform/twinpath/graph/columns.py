@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 Columns = dict[str, NDArray[Any]]
 Rows = NDArray[np.int64]
 
-#: A node may return this column (object array of None or text) to fail single rows.
+#: A node may return this column (object array of None, text or RowError) to fail single rows.
 ROW_ERROR = "__error__"
+#: Columns that a node returns under names with this prefix are no columns of the graph: they go
+#: with the outcome to whoever asked, as `Outcome.notes`, such as the version that scored a row.
+NOTE = "__note_"
+
+#: Object array of None or text beside a batch's columns: the version of a model that a request asks
+#: for, row by row. Only nodes whose ``pins`` is true are given it.
+PIN = "__version__"
 
 
 def row_count(columns: Columns) -> int:
@@ -71,7 +78,8 @@ class Outcome:
 
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
     #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
-    #: ``notes``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
+    #: ``remarks``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
+    #: ``notes``: what nodes noted of rows, by node: ascending rows, and a column for each note.
     """
 
     n: int
@@ -79,7 +87,8 @@ class Outcome:
     rows: Rows
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
@@ -95,21 +104,34 @@ class Outcome:
         """One outcome for each run of ``sizes[i]`` consecutive rows; the sizes add up to n."""
         parts: list[Outcome] = []
         start = 0
+        items = list(self.columns.items())
+        if self.ok and not self.notes:
+            for size in sizes:
+                stop = start + size
+                columns = {name: values[start:stop] for name, values in items}
+                parts.append(Outcome(size, columns, positions(size), {}, remarks=self.remarks))
+                start = stop
+            return parts
         for size in sizes:
             stop = start + size
-            if self.ok:
-                columns = {name: values[start:stop] for name, values in self.columns.items()}
-                parts.append(Outcome.success(columns, size))
-            else:
-                low, high = np.searchsorted(self.rows, (start, stop))
-                columns = {name: values[low:high] for name, values in self.columns.items()}
-                errors = {
-                    row - start: error for row, error in self.errors.items() if start <= row < stop
-                }
-                parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
-            parts[-1].notes = self.notes
+            low, high = np.searchsorted(self.rows, (start, stop))
+            columns = {name: values[low:high] for name, values in items}
+            errors = {
+                row - start: error for row, error in self.errors.items() if start <= row < stop
+            }
+            parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
+            parts[-1].remarks = self.remarks
+            parts[-1].notes = self._notes(start, stop)
             start = stop
         return parts
+
+    def _notes(self, start: int, stop: int) -> dict[str, tuple[Rows, Columns]]:
+        found = {}
+        for node, (rows, notes) in self.notes.items():
+            low, high = np.searchsorted(rows, (start, stop)).tolist()
+            kept = {name: values[low:high] for name, values in notes.items()}
+            found[node] = (rows[low:high] - start, kept)
+        return found
 
 
 def joined(parts: Sequence[Outcome]) -> Outcome:
@@ -123,5 +145,18 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
         for part, start in zip(parts, starts, strict=False)
         for row, error in part.errors.items()
     }
-    notes = {subject: text for part in parts for subject, text in part.notes.items()}
-    return Outcome(int(starts[-1]), columns, rows.astype(np.int64), errors, notes=notes)
+    remarks = {subject: text for part in parts for subject, text in part.remarks.items()}
+    notes: dict[str, tuple[Rows, Columns]] = {}
+    for node in dict.fromkeys(node for part in parts for node in part.notes):
+        noted = [
+            (part.notes[node], start)
+            for part, start in zip(parts, starts, strict=False)
+            if node in part.notes
+        ]
+        notes[node] = (
+            np.concatenate([rows + start for (rows, _), start in noted]),
+            concat([kept for (_, kept), _ in noted]),
+        )
+    return Outcome(
+        int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks, notes=notes
+    )

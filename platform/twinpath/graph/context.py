@@ -5,22 +5,22 @@ from contextvars import ContextVar
 #: When nobody waits for the batch any more, on ``time.monotonic``'s clock; None: there is no end.
 DEADLINE_S: ContextVar[float | None] = ContextVar("twinpath_deadline_s", default=None)
 
-_NOTES: ContextVar[dict[str, str] | None] = ContextVar("twinpath_notes", default=None)
+_REMARKS: ContextVar[dict[str, str] | None] = ContextVar("twinpath_remarks", default=None)
 
 
-def note(subject: str, text: str) -> None:
+def remark(subject: str, text: str) -> None:
     """Tell clients something about how their answer came about, such as ("features", "degraded").
 
-    It becomes ``Outcome.notes``, and over HTTP the header ``x-<subject>``. Outside of a run nobody
-    is told.
+    It becomes ``Outcome.remarks``, and over HTTP the header ``x-<subject>``. Outside of a run
+    nobody is told.
     """
-    notes = _NOTES.get()
-    if notes is not None:
-        notes[subject] = text
+    remarks = _REMARKS.get()
+    if remarks is not None:
+        remarks[subject] = text
 
 
-def collect_notes() -> dict[str, str]:
-    """A fresh mapping that gets the notes of what runs in this context from now on."""
-    notes: dict[str, str] = {}
-    _NOTES.set(notes)
-    return notes
+def collect_remarks() -> dict[str, str]:
+    """A fresh mapping that gets the remarks of what runs in this context from now on."""
+    remarks: dict[str, str] = {}
+    _REMARKS.set(remarks)
+    return remarks

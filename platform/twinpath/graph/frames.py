@@ -41,13 +41,17 @@ class Frame:
 
 @dataclass(slots=True)
 class State:
-    """A batch under way: frames by step id, the rows that have failed, seconds by node, notes."""
+    """A batch under way: frames by step id, the rows that have failed, remarks, and seconds and
+    notes by node."""
 
     n: int
     frames: dict[int, Frame] = field(default_factory=dict)
     errors: dict[int, RowError] = field(default_factory=dict)
     nodes_s: dict[str, float] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
+    remarks: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
+    #: The version that each row asks for, None or text; None when no row asks for any.
+    pins: np.ndarray | None = None
 
     def fail(self, rows: Rows, errors: dict[int, RowError]) -> None:
         """Record errors by position in ``rows``; a row's first error stays."""

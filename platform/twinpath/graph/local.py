@@ -115,7 +115,7 @@ def after_validation(checked: Outcome, answered: Outcome) -> Outcome:
         return answered
     errors = checked.errors | {int(checked.rows[i]): e for i, e in answered.errors.items()}
     rows = checked.rows[answered.rows]
-    return Outcome(checked.n, answered.columns, rows, errors, notes=answered.notes)
+    return Outcome(checked.n, answered.columns, rows, errors, remarks=answered.remarks)
 
 
 class LocalRunner:

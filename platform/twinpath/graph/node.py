@@ -35,13 +35,16 @@ class Node:
 
     ``predict`` returns only new or replaced columns; whatever was there upstream stays visible
     downstream. It may be ``async``. To fail single rows it returns the column ``ROW_ERROR``
-    (object array, None or a text for each row).
+    (object array, None or a text for each row). A node with ``pins`` is given the versions that
+    requests ask for, where any does, as the column ``graph.columns.PIN``.
 
     A node pickles as the arguments of its constructor, whatever ``setup`` loaded.
     """
 
     inputs: ClassVar[Mapping[str, str] | None] = None
     outputs: ClassVar[Mapping[str, str] | None] = None
+
+    pins: ClassVar[bool] = False
 
     _arguments: tuple[tuple[Any, ...], dict[str, Any]]
     _placement: Placement | None

@@ -114,6 +114,11 @@ class Plan:
         """Steps with replicas of their own."""
         return tuple(step for step in self.steps if step.placement is not None)
 
+    @property
+    def pinnable(self) -> bool:
+        """Whether a request may ask for a version: some node knows what to do with it."""
+        return any(getattr(step.node, "pins", False) for step in self.steps)
+
     @cached_property
     def stages(self) -> tuple[Stage, ...]:
         """Fused and placed stages in the order in which a batch job runs them."""

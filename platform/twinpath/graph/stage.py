@@ -17,8 +17,19 @@ from twinpath.errors import (
     TwinpathError,
     did_you_mean,
 )
-from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, joined, row_count, take
-from twinpath.graph.context import collect_notes
+from twinpath.graph.columns import (
+    NOTE,
+    PIN,
+    ROW_ERROR,
+    Columns,
+    Outcome,
+    RowError,
+    joined,
+    positions,
+    row_count,
+    take,
+)
+from twinpath.graph.context import collect_remarks
 from twinpath.graph.dtypes import type_of
 from twinpath.graph.expressions import Where, mask
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
@@ -47,21 +58,21 @@ class NodeRunner:
         getattr(node, "setup", lambda: None)()
         self._node = node
 
+    @property
+    def node(self) -> Any:
+        """The node that is set up; None before and after."""
+        return self._node
+
     def teardown(self) -> None:
         """Release what the node holds. Harmless when it was never set up."""
         node, self._node = self._node, None
         getattr(node, "teardown", lambda: None)()
 
-    @property
-    def node(self) -> Any:
-        """The loaded copy of the node; None before set-up."""
-        return self._node
-
     async def call(self, columns: Columns) -> Outcome:
         """The node's own columns for n rows. Raises NodeContractError for a broken contract;
         a row for which ``predict`` raises becomes that row's error."""
         n = row_count(columns)
-        notes = collect_notes()
+        remarks = collect_remarks()
         try:
             result = await self._predict(columns)
         except (RowFailedError, InputError) as error:
@@ -71,7 +82,7 @@ class NodeRunner:
         except Exception as error:
             return await self._isolate(columns, n, error)
         outcome = self._checked(result, n)
-        outcome.notes = notes
+        outcome.remarks = remarks
         return outcome
 
     async def _predict(self, columns: Columns) -> Any:
@@ -109,7 +120,8 @@ class NodeRunner:
                 f"got {type(result).__name__}"
             )
         failed = result.get(ROW_ERROR)
-        result = {name: values for name, values in result.items() if name != ROW_ERROR}
+        noted = {name: values for name, values in result.items() if name.startswith(NOTE)}
+        result = {n: v for n, v in result.items() if n != ROW_ERROR and n not in noted}
         outputs = result if step.outputs is None else step.outputs
         for name in result:
             if name not in outputs:
@@ -117,8 +129,8 @@ class NodeRunner:
                     f"node {step.name!r} returned column {name!r}, which its outputs do not "
                     f"declare.{did_you_mean(name, outputs)}"
                 )
-        for name in (*result, *(() if failed is None else (ROW_ERROR,))):
-            values = failed if name == ROW_ERROR else result[name]
+        given = result | noted if failed is None else {**result, **noted, ROW_ERROR: failed}
+        for name, values in given.items():
             if not isinstance(values, np.ndarray) or values.ndim == 0 or len(values) != n:
                 got = f"shape {values.shape}" if isinstance(values, np.ndarray) else type(values)
                 raise NodeContractError(
@@ -126,15 +138,16 @@ class NodeRunner:
                     f"(as many as it was given), got {got}"
                 )
         columns = self._conformed(result) if step.outputs is not None else result
+        notes = {}
+        if noted:
+            kept = {name[len(NOTE) :]: values for name, values in noted.items()}
+            notes[step.name] = (positions(n), kept)
         if failed is None:
-            return Outcome.success(columns, n)
+            return Outcome(n, columns, positions(n), {}, notes=notes)
         good = np.array([value is None for value in failed], dtype=bool)
-        errors = {
-            int(i): RowError(RowFailedError.code, f"node {step.name!r}: {failed[i]}", step.name)
-            for i in np.flatnonzero(~good)
-        }
+        errors = {int(i): _failed(failed[i], step.name) for i in np.flatnonzero(~good)}
         rows = np.flatnonzero(good)
-        return Outcome(n, take(columns, rows), rows, errors)
+        return Outcome(n, take(columns, rows), rows, errors, notes=notes)
 
     def _conformed(self, result: Columns) -> Columns:
         columns: Columns = {}
@@ -152,6 +165,13 @@ class NodeRunner:
                 )
             columns[name] = conformed
         return columns
+
+
+def _failed(given: Any, node: str) -> RowError:
+    """A row's error, of the text or the error that the node gave for it."""
+    if isinstance(given, RowError):
+        return RowError(given.code, given.message, node, given.field)
+    return RowError(RowFailedError.code, f"node {node!r}: {given}", node)
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -190,16 +210,16 @@ class Executor:
         self._concurrent = any(step.parallel for step in self.steps)
 
     @property
+    def nodes(self) -> dict[str, Any]:
+        """The nodes that are set up in this process, by name."""
+        return {runner.step.name: runner.node for runner in self._runners.values()}
+
+    @property
     def suspends(self) -> bool:
         """Whether a run may wait on something, and so needs an event loop."""
         return self._concurrent or any(
             inspect.iscoroutinefunction(r.step.node.predict) for r in self._runners.values()
         )
-
-    @property
-    def nodes(self) -> dict[str, Any]:
-        """The loaded nodes of this process, by name."""
-        return {runner.step.name: runner.node for runner in self._runners.values()}
 
     def setup(self) -> None:
         """Set up every node of this process; if one fails, those before it are torn down."""
@@ -216,9 +236,13 @@ class Executor:
             runner.teardown()
 
     async def run(self, columns: Columns) -> Outcome:
-        """Validated input columns (n rows) to output columns; a row's failure is its own."""
+        """Validated input columns (n rows) to output columns; a row's failure is its own. ``PIN``
+        may be beside them, for the nodes that take it."""
         n = row_count(columns)
-        state = State(n, {INPUT: input_frame(columns, n, self.plan.live_input)})
+        pins = columns.get(PIN)
+        if pins is not None:
+            columns = {name: values for name, values in columns.items() if name != PIN}
+        state = State(n, {INPUT: input_frame(columns, n, self.plan.live_input)}, pins=pins)
         await self.advance(state)
         return self.collect(state)
 
@@ -281,7 +305,7 @@ class Executor:
         for row in lost:
             text = "no branch of the graph gave this row an output: check the where= conditions"
             errors[row] = RowError(NodeContractError.code, text)
-        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.notes)
+        return Outcome(state.n, columns, rows, errors, state.nodes_s, state.remarks, state.notes)
 
     def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:
         """The output if all rows went one way and nothing failed, as nearly always."""
@@ -294,7 +318,7 @@ class Executor:
         columns = self._output_columns(frame, wanted)
         if plan.output_schema.check_output(columns):
             return None
-        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.notes)
+        return Outcome(state.n, columns, frame.rows, {}, state.nodes_s, state.remarks, state.notes)
 
     def _output_columns(self, frame: Frame, wanted: Sequence[str]) -> Columns:
         schema = self.plan.output_schema
@@ -336,9 +360,14 @@ class Executor:
         outcome = None
         if len(frame.rows):
             started_s = time.perf_counter()
-            outcome = await self._calls[step.id](self._given(step, frame))
+            given = self._given(step, frame)
+            if state.pins is not None and getattr(step.node, "pins", False):
+                given[PIN] = state.pins[frame.rows]
+            outcome = await self._calls[step.id](given)
             state.nodes_s[step.name] = time.perf_counter() - started_s
-            state.notes |= outcome.notes
+            state.remarks |= outcome.remarks
+            for node, (rows, noted) in outcome.notes.items():
+                state.notes[node] = (frame.rows[rows], noted)
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):
             written = {name: kind.filled(0) for name, kind in (step.outputs or {}).items()}
         else:

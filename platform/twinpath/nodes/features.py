@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from twinpath.errors import ConfigError, FeatureStoreError, GraphError
 from twinpath.graph.columns import Columns, row_count
-from twinpath.graph.context import DEADLINE_S, note
+from twinpath.graph.context import DEADLINE_S, remark
 from twinpath.graph.node import FeatureTime, Node
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class FeatureLookup(Node):
     ``on_missing`` and ``defaults`` are explained at `RowMaker`. A read may take ``timeout_ms`` and
     no longer than the request's deadline; when the store does not answer, the batch fails with
     FeatureStoreError (503), or with ``on_failure="degrade"`` all its rows count as missing, their
-    answers carry the note ``features: degraded``, and ``degraded_column``, if one is named, is
+    answers carry the remark ``features: degraded``, and ``degraded_column``, if one is named, is
     True. ``max_staleness_s`` lets values that were read serve again for so many seconds.
 
     ``keys`` and ``features`` (columns → types) declare what the service needs and gives; without
@@ -153,7 +153,7 @@ class FeatureLookup(Node):
         except FeatureStoreError:
             if self.on_failure == "error":
                 raise
-            note("features", "degraded")
+            remark("features", "degraded")
             return self._marked(self._maker.nothing(columns, n), n, True)
         made = self._maker.columns(views, columns, n)
         if self.watch is not None:

@@ -92,6 +92,12 @@ class Job:
         or null for a row that succeeded). Rows keep their order and number."""
         return self._pipeline(dead_letters=None)
 
+    def rows(self) -> "Dataset":
+        """The lazy source, as the job reads it. Raises BatchJobError when it lacks a column."""
+        dataset = self._read(_ray_data(), self._workers())
+        self._check_source(dataset)
+        return dataset
+
     def run(self) -> Summary:
         """Run to the end and write the sink. Raises BatchJobError when the sink is not empty
         (and ``overwrite`` is not set) or the source lacks a column."""

@@ -77,7 +77,7 @@ class GraphApp:
         if scope["method"] == "POST":
             path: str = scope["path"]
             root: str = scope.get("root_path", "")
-            codec = self.frontend.codecs.get(path[len(root) if path.startswith(root) else 0 :])
+            codec = self.frontend.codec(path[len(root) if path.startswith(root) else 0 :])
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
@@ -160,7 +160,9 @@ class GraphApp:
             if missing:
                 text = f"not set up yet: {', '.join(missing)}; ask again in a second"
                 return JSONResponse(_error("not_ready", text), 503, {"Retry-After": "1"})
-            return JSONResponse({"graph": plane.name, "status": "ready"})
+            notes = plane.notes()
+            document: dict[str, Any] = {"graph": plane.name, "status": "ready"}
+            return JSONResponse(document | {"notes": notes} if notes else document)
 
         async def not_post(request: StarletteRequest) -> JSONResponse:
             raise HTTPException(405, headers={"Allow": "POST"})
@@ -210,9 +212,11 @@ def graph_app(
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
     push: PushArgs | None = None,
+    more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied; without ``push`` no features can be pushed."""
+    ``gateway`` no rule is applied; without ``push`` no features can be pushed. ``more_routes`` are
+    behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
@@ -231,7 +235,11 @@ def graph_app(
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        [*protocols.routes(plane), *(pushing.routes if pushing is not None else ())],
+        [
+            *protocols.routes(plane),
+            *more_routes,
+            *(pushing.routes if pushing is not None else ()),
+        ],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

@@ -12,6 +12,7 @@ from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.plan import Plan
 from twinpath.online.feature_args import FeatureArgs
 from twinpath.online.gateway.args import GatewayArgs
+from twinpath.online.rollouts.args import RolloutArgs
 from twinpath.online.strict import Strict, refuse_unknown
 
 
@@ -48,6 +49,7 @@ class GraphArgs(Strict):
     ingress: IngressArgs = IngressArgs()
     gateway: GatewayArgs = GatewayArgs()
     features: FeatureArgs = FeatureArgs()
+    rollouts: RolloutArgs = RolloutArgs()
     version: str = Field("1", pattern=r"^[\w.\-]+$")
     nodes: dict[str, NodeArgs | None] = {}
 

@@ -9,6 +9,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from twinpath.errors import (
     ClientClosedError,
@@ -26,8 +27,7 @@ _LOG = logging.getLogger(__name__)
 _Shape = tuple[tuple[str, str, tuple[int, ...]], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Timing:
+class Timing(NamedTuple):
     """How a request went through: seconds in the queue, seconds of its batch, the batch's rows,
     and the seconds of each node in it."""
 
@@ -364,9 +364,21 @@ def _shape(columns: Columns) -> _Shape:
     return tuple((name, v.dtype.str, v.shape[1:]) for name, v in sorted(columns.items()))
 
 
+def _alike(one: Columns, other: Columns) -> bool:
+    """Whether two have the same columns; `_shape` says the same of many, and takes longer."""
+    if len(one) != len(other):
+        return False
+    for name, values in one.items():
+        found = other.get(name)
+        if found is None or found.dtype != values.dtype or found.shape[1:] != values.shape[1:]:
+            return False
+    return True
+
+
 def _compatible(requests: list[_Request]) -> list[list[_Request]]:
     """Requests whose columns can be joined without changing a dtype or shape, in order."""
-    if len(requests) == 1:
+    first = requests[0].columns
+    if all(_alike(first, request.columns) for request in requests[1:]):
         return [requests]
     groups: dict[_Shape, list[_Request]] = {}
     for request in requests:

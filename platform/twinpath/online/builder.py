@@ -12,6 +12,9 @@ from twinpath.graph.graph import Graph
 from twinpath.graph.plan import Plan
 from twinpath.online.args import GraphArgs, args_model, place
 
+#: Name of the deployment that controls the rollouts of an app.
+CONTROLLER = "rollout-controller"
+
 
 def build_app_function(graph: Graph) -> Callable[[Any], Any]:
     """The builder function of a graph. Its one parameter is a pydantic model, so ``args`` of a
@@ -41,6 +44,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     from twinpath.online.autoscaling import serve_scaling
     from twinpath.online.replicas import Ingress, PlacedNode
 
+    controller = _controller(plan, args)
     handles = {}
     for step in plan.placed:
         placement = step.placement
@@ -52,7 +56,12 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(
-            step, args.ingress.offload_after_ms, args.features.capture, plan.graph_name
+            step,
+            args.ingress.offload_after_ms,
+            controller,
+            args.rollouts.interval_s,
+            args.features.capture,
+            plan.graph_name,
         )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
@@ -61,4 +70,29 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         ray_actor_options=plan.placement.ray_actor_options(),
         **serve_scaling(plan.placement.replicas),
     )
-    return ingress.bind(plan, args, handles)
+    return ingress.bind(plan, args, handles, controller)
+
+
+def _controller(plan: Plan, args: GraphArgs) -> Any:
+    """The controller of rollouts, for graphs that have registry models; else None."""
+    from twinpath.online.rollouts.watched import watched_nodes
+
+    nodes = watched_nodes(plan)
+    if not nodes:
+        return None
+    from ray import serve
+
+    from twinpath.online.rollouts.controller import RolloutController
+
+    deployment = serve.deployment(RolloutController).options(
+        name=CONTROLLER,
+        num_replicas=1,
+        max_ongoing_requests=256,
+        ray_actor_options={"num_cpus": 0},
+        # It does nothing that a client waits for, and a rollout stands still without it.
+        health_check_period_s=2.0,
+        health_check_timeout_s=20.0,
+        graceful_shutdown_timeout_s=2.0,
+        logging_config={"enable_access_log": False},
+    )
+    return deployment.bind(plan.graph_name, nodes, args.rollouts)

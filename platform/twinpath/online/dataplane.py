@@ -5,8 +5,10 @@ that protocols use; they only translate. Nothing here knows HTTP, gRPC or Ray.
 """
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from twinpath.errors import (
     OverloadedError,
@@ -16,7 +18,7 @@ from twinpath.errors import (
     error_of,
     http_status_of,
 )
-from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.columns import PIN, Columns, Outcome, row_count
 from twinpath.graph.dtypes import ColumnType
 from twinpath.graph.plan import Plan
 from twinpath.online.batcher import Batcher, Done, Timing
@@ -43,10 +45,14 @@ class Ask:
     principal: str | None = None
     #: Graphs, and rights beside them, that the caller's credentials give.
     scopes: frozenset[str] = frozenset()
+    #: Whether the caller may use the admin API: only one who was authenticated can.
+    admin: bool = False
     deadline_s: float | None = None
     priority: Priority = Priority.NORMAL
     #: No request may have a higher one, whatever it asks for.
     max_priority: Priority = Priority.HIGH
+    #: The version of the model that the request asks for, in any protocol.
+    version: str | None = None
     started_s: float = field(default_factory=time.monotonic)
     timing: Timing | None = None
 
@@ -91,7 +97,13 @@ class DataPlane:
         self.loaded = True
         #: Tells all replicas, this one included, to take the model in or out of service.
         self.switch: Callable[[bool], Awaitable[None]] = self._switch
-        self.metadata = Metadata(
+        #: Whether requests may ask for a version of a registry's model.
+        self.pinnable = plan.pinnable
+        #: Versions of the model that are live, for graphs that have more than the one; best first.
+        self.live_versions: Callable[[], Sequence[str]] = tuple
+        #: What readiness says beside that it is ready.
+        self.notes: Callable[[], list[str]] = list
+        self._fixed = Metadata(
             plan.graph_name,
             (version,),
             plan.input_schema.fields,
@@ -100,19 +112,29 @@ class DataPlane:
         )
 
     @property
+    def metadata(self) -> Metadata:
+        """What clients may know of the model."""
+        live = tuple(self.live_versions())
+        return replace(self._fixed, versions=live) if live else self._fixed
+
+    @property
     def name(self) -> str:
         """The graph's name, which is the model's."""
-        return self.metadata.name
+        return self._fixed.name
 
     @property
     def version(self) -> str:
         """The version that is served."""
-        return self.metadata.versions[-1]
+        live = self.live_versions()
+        return live[0] if live else self._fixed.versions[-1]
 
     def find(self, name: str, version: str | None = None) -> "DataPlane":
-        """This model, if it is the one that is meant. Raises UnknownModelError."""
+        """This model, if it is the one that is meant. Raises UnknownModelError. Whether a version
+        of a registry's model is live is known to its node, which each request asks."""
         if name != self.name:
             raise UnknownModelError(f"no model {name!r} here.{did_you_mean(name, [self.name])}")
+        if version and self.pinnable and version.isdigit():
+            return self
         if version and version not in self.metadata.versions:
             known = ", ".join(self.metadata.versions)
             raise UnknownModelError(f"model {name!r} has no version {version!r}; it has: {known}")
@@ -135,6 +157,7 @@ class DataPlane:
     ) -> int:
         """Run checked rows; ``done`` gets their outcome. See `Batcher.enqueue` for both."""
         self._admit()
+        columns = self._pinned(columns, ask)
         return self._batcher.enqueue(columns, done, self._deadline_s(ask), abandoned, ask.priority)
 
     async def infer(
@@ -143,7 +166,7 @@ class DataPlane:
         """The outcome of checked rows; ``ask.timing`` says afterwards how it came about."""
         self._admit()
         outcome, ask.timing = await self._batcher.timed(
-            columns, self._deadline_s(ask), abandoned, ask.priority
+            self._pinned(columns, ask), self._deadline_s(ask), abandoned, ask.priority
         )
         return outcome
 
@@ -166,6 +189,12 @@ class DataPlane:
     def _admit(self) -> None:
         if not self.loaded:
             raise OverloadedError(f"model {self.name!r} is unloaded: load it first", 5.0)
+
+    def _pinned(self, columns: Columns, ask: Ask) -> Columns:
+        """The columns, and beside them the version that they ask for."""
+        if ask.version is None:
+            return columns
+        return columns | {PIN: np.full(row_count(columns), ask.version, object)}
 
     def _deadline_s(self, ask: Ask) -> float:
         limit_s = time.monotonic() + self._queue_timeout_s

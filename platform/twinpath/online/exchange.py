@@ -43,13 +43,15 @@ class Call:
 
     ``columns`` fit the graph's input; ``encode`` gets the outcome of exactly these rows, and may
     raise TwinpathError, which then goes to the codec's ``refuse``. ``timeout_s`` and ``priority``
-    are what the request's own body asks for, where the protocol has a place for it.
+    are what the request's own body asks for, where the protocol has a place for it; so is the
+    ``version`` of the model.
     """
 
     columns: Columns
     encode: Callable[[Outcome], Answer]
     timeout_s: float | None = None
     priority: Priority | None = None
+    version: str | None = None
 
 
 class Codec(Protocol):

@@ -19,6 +19,7 @@ from typing import Any
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from twinpath.online import pins
 from twinpath.online.app import GraphApp
 from twinpath.online.exchange import Answer, Codec, Request
 from twinpath.online.frontend import Frontend
@@ -60,6 +61,7 @@ class ReplicaDoor:
         self._frontend: Frontend | None = None
         self._codecs: dict[bytes, Codec] = {}
         self._metrics: ServeMetrics | None = None
+        self._pinnable = False
 
     @property
     def max_body_bytes(self) -> int:
@@ -73,6 +75,8 @@ class ReplicaDoor:
         codec = self._codecs.get(url)
         if codec is None and b"?" in url:
             codec = self._codecs.get(url.partition(b"?")[0])
+        if codec is None and self._pinnable:
+            codec = pins.at_raw(self._codecs, url.partition(b"?")[0])
         replica = self._replica
         if (
             codec is None
@@ -119,6 +123,7 @@ class ReplicaDoor:
         self._codecs = {
             (prefix + path).encode(): codec for path, codec in graph.frontend.codecs.items()
         }
+        self._pinnable = graph.frontend.plane.pinnable
         self._frontend = graph.frontend
         return True
 

@@ -24,12 +24,10 @@ from twinpath.graph.plan import Plan
 from twinpath.nodes.features import FeatureLookup
 from twinpath.online.dataplane import Ask
 from twinpath.online.feature_args import PushArgs
+from twinpath.online.gateway.middleware import ASK
+from twinpath.online.gateway.tokens import PUSH_SCOPE as SCOPE
 
 PATH = "/features/push"
-#: What a key or token must have among its graphs.
-SCOPE = "features:push"
-#: Where the gateway leaves what it knows of a request, in an ASGI scope.
-ASK = "twinpath.ask"
 
 
 class FeaturePush:

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError
 from twinpath.graph.columns import Outcome, row_count
+from twinpath.online import pins
 from twinpath.online.batcher import Timing
 from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
@@ -61,16 +62,25 @@ class Frontend:
         self.cors = False
         #: Told of every request, the status of its answer and its seconds, for metrics.
         self.observe: Callable[[Ask, int, float], None] | None = None
+        #: Told of outcomes that nodes noted something of, so that feedback finds them again.
+        self.remember: Callable[[Ask, Outcome], None] | None = None
         self._ids = itertools.count()
-        self._id_prefix = os.urandom(6).hex()
+        self._id_prefix = os.urandom(6).hex().encode()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
         self.waiting: set[asyncio.Task[None]] = set()
+
+    def codec(self, path: str) -> Codec | None:
+        """The codec of a path below the app's root; where versions may be asked for, of the path
+        without its version, too."""
+        if self.plane.pinnable:
+            return pins.at(self.codecs, path)
+        return self.codecs.get(path)
 
     def ask(self, path: str, headers: Mapping[bytes, bytes], body_bytes: int, peer: str) -> Ask:
         """What the gateway's rules see of a request over HTTP."""
         request_id = headers.get(b"x-request-id")
         if request_id is None or not _VISIBLE.match(request_id):
-            request_id = b"%s%08x" % (self._id_prefix.encode(), next(self._ids))
+            request_id = b"%b%08x" % (self._id_prefix, next(self._ids))
         return Ask(
             graph=self.plane.name,
             headers=headers,
@@ -161,6 +171,9 @@ class Exchange:
                 ask.deadline_s = min(ask.deadline_s or asked_s, asked_s)
             if call.priority is not None:
                 ask.priority = min(ask.max_priority, call.priority)
+            if frontend.plane.pinnable:
+                request = self._request
+                ask.version = call.version or pins.asked(request.path, request.headers)
             if frontend.gate is not None:
                 frontend.gate.admit_rows(ask)
             self._call = call
@@ -177,14 +190,17 @@ class Exchange:
             return
         assert self._call is not None
         started_s = time.monotonic()
+        if result.notes and self._frontend.remember is not None:
+            self._frontend.remember(self._ask, result)
         try:
             answer = self._call.encode(result)
         except Exception as error:
             self._refuse(error)
             return
-        if result.notes:
+        if result.remarks:
             answer.headers += [
-                (b"x-" + subject.encode(), text.encode()) for subject, text in result.notes.items()
+                (b"x-" + subject.encode(), text.encode())
+                for subject, text in result.remarks.items()
             ]
         code = "ok" if answer.status < 400 else "row_failed"
         self._finish(answer, code, timing, time.monotonic() - started_s)

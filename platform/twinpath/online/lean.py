@@ -7,6 +7,8 @@ a path of the door, with a known length, is collected and answered by callbacks.
 parsing, keep-alive, flow control and shutdown remain uvicorn's.
 """
 
+import asyncio
+import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -82,12 +84,23 @@ class LeanProtocol(HttpToolsProtocol):
         self._door = _door(self.config.loaded_app)
         self._lean: LeanCycle | None = None
         self._dated: tuple[Any, bytes] = (None, b"")
+        #: When the last lean answer was written, on the loop's clock; infinite since a request
+        #: began. One timer looks at it now and then: one for each answer would cost more.
+        self._idle_from_s = math.inf
+        self._idle_timer: asyncio.TimerHandle | None = None
 
     def on_message_begin(self) -> None:
         """httptools: a request starts. The ASGI scope is made only when one is needed."""
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
+        self._idle_from_s = math.inf
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """asyncio: the client is gone."""
+        if self._idle_timer is not None:
+            self._idle_timer.cancel()
+        super().connection_lost(exc)
 
     def on_headers_complete(self) -> None:
         """httptools: the way of the request is chosen here."""
@@ -137,7 +150,23 @@ class LeanProtocol(HttpToolsProtocol):
         self.transport.write(b"".join(parts))
         if not cycle.keep_alive:
             self.transport.close()
-        self.on_response_complete()
+        if self.pipeline or self.flow.read_paused:
+            self.on_response_complete()  # uvicorn's way
+            return
+        self.server_state.total_requests += 1
+        self._idle_from_s = self.loop.time()
+        if self._idle_timer is None:
+            self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def _look_if_idle(self) -> None:
+        """Close the connection if nothing came since the last answer for as long as is allowed;
+        one that a request came on since is looked at again after its answer."""
+        self._idle_timer = None
+        rest_s = self._idle_from_s + self.timeout_keep_alive - self.loop.time()
+        if rest_s <= 0:
+            self.transport.close()
+        elif rest_s < math.inf:
+            self._idle_timer = self.loop.call_later(rest_s, self._look_if_idle)
 
     def _short_way(self) -> LeanCycle | None:
         door = self._door

@@ -9,7 +9,7 @@ requests a second takes most of a core. Ours are kept here, exactly, and set as 
 
 import asyncio
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -80,6 +80,8 @@ class GraphMetrics:
             for part, more in (("bucket", ("le",)), ("sum", ()), ("count", ()))
         }
         self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
+        #: Requests by transport and status.
+        self._answers: defaultdict[tuple[str, int], int] = defaultdict(int)
         self._buckets = {
             (name, ""): Buckets(bounds)
             for name, (bounds, labels, _) in HISTOGRAMS.items()
@@ -91,7 +93,7 @@ class GraphMetrics:
 
     def request(self, ask: Ask, status: int, total_s: float) -> None:
         """A request was answered."""
-        self._counts["twinpath_requests", (ask.transport, str(status))] += 1
+        self._answers[ask.transport, status] += 1
         self._request.observe(total_s)
         if ask.timing is not None:
             self._queue.observe(ask.timing.queue_s)
@@ -113,6 +115,9 @@ class GraphMetrics:
     def flush(self) -> None:
         """Hand everything to the exporter."""
         self._due = False
+        for (transport, status), count in self._answers.items():
+            self._counts["twinpath_requests", (transport, str(status))] += count
+        self._answers.clear()
         for (name, values), count in self._counts.items():
             labels = dict(zip(COUNTERS[name][0], values, strict=True))
             self._counters[name].inc(count, tags=self._fixed | labels)

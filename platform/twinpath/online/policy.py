@@ -6,8 +6,10 @@ though a slot is free. Requests of a higher priority leave first; within one, in
 """
 
 import enum
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from twinpath.graph.placement import Batch
 
@@ -20,8 +22,7 @@ class Priority(enum.IntEnum):
     HIGH = 2
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A request in the queue: its ticket, its number of rows and when it came (seconds)."""
 
     ticket: int
@@ -108,22 +109,34 @@ class BatchPolicy:
             due_s = min(waiting.arrived_s for waiting in taken) + self.batch.max_wait_ms / 1000
             if now_s < due_s:
                 return WakeAt(due_s)
-        for waiting in taken:
-            self.dropped(waiting.ticket)
+        self._leave(len(taken), rows)
         self.running += 1
-        return Dispatch(tuple(waiting.ticket for waiting in taken))
+        return Dispatch(tuple([waiting.ticket for waiting in taken]))
 
     def top_up(self, rows: int) -> tuple[int, ...]:
         """Tickets that came since a batch of so many rows was decided and still fit into it."""
-        taken = []
+        if not self.queued_rows:
+            return ()
+        taken, more = [], 0
         for waiting in self._in_order():
-            if rows + waiting.rows > self.batch.max_size:
+            if rows + more + waiting.rows > self.batch.max_size:
                 break
             taken.append(waiting.ticket)
-            rows += waiting.rows
-        for ticket in taken:
-            self.dropped(ticket)
+            more += waiting.rows
+        self._leave(len(taken), more)
         return tuple(taken)
+
+    def _leave(self, count: int, rows: int) -> None:
+        """The first ``count`` in order, of so many rows together, no longer wait."""
+        self.queued_rows -= rows
+        for lane in reversed(self.lanes):
+            if count >= len(lane):
+                count -= len(lane)
+                lane.clear()
+            else:
+                for ticket in list(itertools.islice(lane, count)):
+                    del lane[ticket]
+                return
 
     def _in_order(self) -> Iterator[Waiting]:
         for lane in reversed(self.lanes):

@@ -20,6 +20,9 @@ from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.rollouts.reporter import Reporter
+from twinpath.online.rollouts.side import RolloutSide, teller
+from twinpath.online.rollouts.watched import reports
 
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
@@ -32,8 +35,16 @@ class Ingress(GrpcMethods):
     """HTTP and gRPC in, fused nodes in this process, calls to placed nodes with the columns of
     a batch."""
 
-    def __init__(self, plan: Plan, given: GraphArgs, handles: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        given: GraphArgs,
+        handles: Mapping[str, Any],
+        controller: Any = None,
+    ) -> None:
         args = given.ingress
+        self._controller, self._rollout_args = controller, given.rollouts
+        self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
         self._gateway, self._version = given.gateway, given.version
         self._push = given.features.push
@@ -58,6 +69,14 @@ class Ingress(GrpcMethods):
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
         await _refuse_public(self._gateway)
+        from ray import serve
+
+        replica = serve.get_replica_context().replica_id.unique_id
+        if self._controller is not None:
+            self._side = RolloutSide(
+                self._executor.nodes, self._controller, replica, self._rollout_args
+            )
+            self._side.start()
         app = graph_app(
             self._plan,
             self._batcher,
@@ -69,14 +88,16 @@ class Ingress(GrpcMethods):
             close=self._close,
             echo_request_id=False,
             push=self._push,
+            more_routes=self._side.routes() if self._side is not None else (),
         )
-        from ray import serve
-
-        replica = serve.get_replica_context().replica_id.unique_id
+        if self._side is not None:
+            app.frontend.remember = self._side.feedback.remember
         metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
+        app.frontend.plane.live_versions = self._live_versions
+        app.frontend.plane.notes = self._notes
         self._app = app
         return app
 
@@ -84,6 +105,12 @@ class Ingress(GrpcMethods):
         """Take this replica's graph in or out of service; called on all replicas at once."""
         self._app.frontend.plane.loaded = loaded
         return loaded
+
+    def join_feedback(
+        self, request_id: bytes, labels: list[float | None], principal: str | None
+    ) -> dict[str, Any] | None:
+        """Labels for a request that this replica may have answered; called on all replicas."""
+        return None if self._side is None else self._side.join_here(request_id, labels, principal)
 
     async def _switch(self, loaded: bool) -> None:
         """The same for every running replica; this one is among them."""
@@ -97,6 +124,19 @@ class Ingress(GrpcMethods):
                 return
             await asyncio.sleep(0.1)
         raise TwinpathError("no replica could be told: try again")
+
+    def _live_versions(self) -> list[str]:
+        """Versions of the registry's model in this process; of the first, if there are several."""
+        for node in self._executor.nodes.values():
+            if getattr(node, "pins", False):
+                found: list[str] = node.versions()
+                return found
+        return []
+
+    def _notes(self) -> list[str]:
+        """What nodes of this process say about themselves although they answer."""
+        noting = [n.notes for n in self._executor.nodes.values() if hasattr(n, "notes")]
+        return [note for notes in noting for note in notes()]
 
     def _frontend(self) -> Frontend:
         return self._app.frontend
@@ -118,6 +158,8 @@ class Ingress(GrpcMethods):
 
     async def _close(self) -> None:
         await self._batcher.close()
+        if self._side is not None:
+            await self._side.close()
         await asyncio.to_thread(self._executor.teardown)
         for recorder in self._recorders:
             await asyncio.to_thread(recorder.close)
@@ -130,6 +172,8 @@ class PlacedNode:
         self,
         step: Step,
         offload_after_ms: float,
+        controller: Any = None,
+        interval_s: float = 1.0,
         captured: CaptureArgs | None = None,
         graph: str = "",
     ) -> None:
@@ -141,6 +185,14 @@ class PlacedNode:
             self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
         )
         self._recorders = capture({step.name: self._runner.node}, captured, graph)
+        self._reporter: Reporter | None = None
+        if controller is not None and reports(self._runner.node):
+            from ray import serve
+
+            replica = serve.get_replica_context().replica_id.unique_id
+            nodes = {step.name: self._runner.node}
+            self._reporter = Reporter(nodes, teller(controller), replica, interval_s)
+            self._reporter.start()
         _settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
@@ -150,7 +202,7 @@ class PlacedNode:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
             }
-            return Outcome(outcome.n, kept, outcome.rows, outcome.errors)
+            return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
         return outcome
 
     def ready(self) -> bool:
@@ -164,6 +216,8 @@ class PlacedNode:
     async def __del__(self) -> None:
         if hasattr(self, "_batcher"):
             await self._batcher.close()
+            if self._reporter is not None:
+                self._reporter.stop()
             self._runner.teardown()
             for recorder in getattr(self, "_recorders", ()):
                 await asyncio.to_thread(recorder.close)

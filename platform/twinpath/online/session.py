@@ -34,7 +34,8 @@ class ServeSession:
     """``with ServeSession(num_cpus=8) as session:`` starts a Ray head with its own folder and
     ports; ``session.env`` makes ``serve``, ``ray job`` and ``ray.init`` talk to it.
 
-    ``fast_path`` puts HAProxy in front. ``pythonpath`` is what workers can import from. Raises
+    ``fast_path`` puts HAProxy in front. ``pythonpath`` is what workers can import from.
+    ``head_only``: no proxy on other nodes, which on one machine would want the same port. Raises
     TwinpathError when Ray does not start, with the end of its log.
     """
 
@@ -46,8 +47,9 @@ class ServeSession:
         http_port: int | None = None,
         pythonpath: Sequence[Path | str] = (),
         env: Mapping[str, str] | None = None,
+        head_only: bool = False,
     ) -> None:
-        self._num_cpus = num_cpus
+        self._num_cpus, self._head_only = num_cpus, head_only
         ports = free_ports(6)
         self.gcs_port, self.dashboard_port = ports[0], ports[1]
         self.http_port, self.grpc_port = http_port or ports[2], ports[5]
@@ -117,7 +119,29 @@ class ServeSession:
             "serve", "start", "--http-host=127.0.0.1", f"--http-port={self.http_port}",
             f"--address=127.0.0.1:{self.gcs_port}", f"--grpc-port={self.grpc_port}",
             f"--grpc-servicer-functions={GRPC_SERVICES}",
+            *(("--proxy-location=HeadOnly",) if self._head_only else ()),
         )  # fmt: skip
+
+    def add_node(self, num_cpus: int = 1, resources: Mapping[str, float] | None = None) -> int:
+        """Start one more node of this cluster, on this machine; the pid of its raylet. Whoever
+        ends that process and its children has lost the node."""
+        before = {process.pid for process in self._raylets()}
+        self.command(
+            "ray", "start", f"--address=127.0.0.1:{self.gcs_port}", f"--num-cpus={num_cpus}",
+            "--node-ip-address=127.0.0.1", f"--resources={json.dumps(dict(resources or {}))}",
+            f"--dashboard-agent-listen-port={free_ports(1)[0]}", "--disable-usage-stats",
+            without=("RAY_ADDRESS",),
+        )  # fmt: skip
+        [added] = [process.pid for process in self._raylets() if process.pid not in before]
+        return added
+
+    def _raylets(self) -> list[psutil.Process]:
+        found = []
+        for process in self.processes():
+            with contextlib.suppress(psutil.Error):
+                if process.name() == "raylet":
+                    found.append(process)
+        return found
 
     def command(
         self,

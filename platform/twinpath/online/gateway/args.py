@@ -23,7 +23,8 @@ LimitText = Annotated[str, AfterValidator(_limit)]
 class JwtArgs(Strict):
     """Tokens of an identity provider. One of ``jwks_file`` and ``jwks_url`` is needed; graphs that
     a token opens are named in its ``scope`` claim as ``<scope_prefix><graph>`` or ``...*``. No
-    request with a token is more urgent than ``priority``."""
+    request with a token is more urgent than ``priority``. A token whose ``scope`` has
+    ``admin_scope`` opens the admin API; None: no token does."""
 
     jwks_file: Path | None = None
     jwks_url: str | None = Field(None, pattern=r"^https?://")
@@ -31,6 +32,7 @@ class JwtArgs(Strict):
     issuer: str | None = None
     algorithms: tuple[str, ...] = ("RS256", "ES256", "EdDSA")
     scope_prefix: str = "graph:"
+    admin_scope: str | None = Field("admin", min_length=1)
     priority: Literal["low", "normal", "high"] = "normal"
     refresh_s: float = Field(300.0, gt=0)
     leeway_s: float = Field(10.0, ge=0)

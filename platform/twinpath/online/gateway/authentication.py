@@ -13,13 +13,14 @@ from twinpath.online.policy import Priority
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A known caller: which graphs it may use (``*`` is all), until when (Unix time, seconds),
-    how urgent its requests may be, and limits of its own."""
+    how urgent its requests may be, limits of its own, and whether it may use the admin API."""
 
     name: str
     graphs: frozenset[str]
     expires_s: float | None = None
     max_priority: Priority = Priority.HIGH
     limits: tuple[Rule, ...] = ()
+    admin: bool = False
 
     def may_use(self, graph: str) -> bool:
         """Whether the graph is within its scopes."""
@@ -52,9 +53,9 @@ class Authentication:
         for authenticator in self._authenticators:
             if authenticator.reads(credentials):
                 found = authenticator.principal(credentials)
-                if isinstance(found, Principal):
+                if type(found) is Principal:
                     return _let_in(ask, found)
-                return _when(found, ask)
+                return _when(found, ask)  # type: ignore[arg-type]  # it is awaitable
         raise AccessError("these credentials are of no kind that is accepted here")
 
 
@@ -68,9 +69,12 @@ def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.principal = principal.name
     ask.scopes = principal.graphs
     ask.max_priority = principal.max_priority
+    ask.admin = principal.admin
     if not principal.may_use(ask.graph):
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
-    return admit_in_turn(principal.limits, ask) if principal.limits else None
+    if not principal.limits:
+        return None
+    return admit_in_turn(tuple(limit.admit for limit in principal.limits), ask)
 
 
 def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:

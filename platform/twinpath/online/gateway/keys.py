@@ -47,6 +47,8 @@ class KeyRecord(BaseModel):
     expires: AwareDatetime | None = None
     rate: LimitText | None = None
     quota: LimitText | None = None
+    #: Scope ``admin``: it opens the admin API of those graphs as well.
+    admin: bool = False
 
 
 def read_keys(path: Path) -> list[KeyRecord]:
@@ -73,7 +75,11 @@ def read_keys(path: Path) -> list[KeyRecord]:
 
 def write_keys(path: Path, records: list[KeyRecord]) -> None:
     """Replace the file in one step, readable by its owner only."""
-    lines = [record.model_dump_json(exclude_none=True) + "\n" for record in records]
+    lines = [
+        record.model_dump_json(exclude_none=True, exclude={"admin"} if not record.admin else None)
+        + "\n"
+        for record in records
+    ]
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as sink:
@@ -88,13 +94,15 @@ def new_key(
     expires: dt.datetime | None = None,
     rate: str | None = None,
     quota: str | None = None,
+    *,
+    admin: bool = False,
 ) -> tuple[str, KeyRecord]:
     """A key, which is not kept anywhere, and its record."""
     name, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     record = KeyRecord(
         id=name, principal=principal, sha256=digest, graphs=graphs, priority=priority,
-        expires=expires, rate=rate, quota=quota,
+        expires=expires, rate=rate, quota=quota, admin=admin,
     )  # fmt: skip
     return f"tp_{name}_{secret}", record
 
@@ -108,7 +116,9 @@ def replace_key(
     if old is None:
         known = did_you_mean(key_id, [record.id for record in records])
         raise ConfigError(f"no key {key_id!r}.{known}")
-    key, new = new_key(old.principal, old.graphs, old.priority, old.expires, old.rate, old.quota)
+    key, new = new_key(
+        old.principal, old.graphs, old.priority, old.expires, old.rate, old.quota, admin=old.admin
+    )
     ends = old_until if old.expires is None else min(old.expires, old_until)
     ending = old.model_copy(update={"expires": ends})
     return key, [*(ending if record is old else record for record in records), new]
@@ -182,6 +192,7 @@ class ApiKeys:
                 for text, quota in ((record.rate, False), (record.quota, True))
                 if text is not None
             ),
+            record.admin,
         )
 
     def _limit(self, text: str, quota: bool) -> Rule:

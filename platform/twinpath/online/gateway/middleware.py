@@ -14,6 +14,9 @@ from twinpath.online.frontend import Gate
 #: Probes have no credentials; these say nothing but whether the server is there.
 OPEN_PATHS = ("/healthz", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready")
 
+#: Key of the ASGI scope under which routes find the `Ask` that the gateway let in.
+ASK = "twinpath.ask"
+
 
 class Guarded:
     """ASGI middleware: a request that the gateway refuses does not reach the app."""
@@ -38,8 +41,7 @@ class Guarded:
             await _refuse(error, self._gate.headers(ask), send)
             self._gate.done(ask, error.http_status, error.code)
             return
-        scope["twinpath.ask"] = ask  # for pages that act in the name of the caller
-        await self._pass_on(ask, scope, receive, send)
+        await self._pass_on(ask, {**scope, ASK: ask}, receive, send)
 
     async def _pass_on(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
         status, code = ClientClosedError.http_status, ClientClosedError.code

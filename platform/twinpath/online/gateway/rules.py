@@ -1,6 +1,7 @@
 """The gateway: a visible list of rules that every request passes, over HTTP and gRPC alike."""
 
-from collections.abc import Awaitable, Sequence
+import functools
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from twinpath.online.dataplane import Ask
@@ -10,12 +11,14 @@ from twinpath.online.exchange import Headers
 class Rule(Protocol):
     """One rule. It may also have ``admit_rows(ask)``, called once ``ask.rows`` is known,
     ``standing(ask)``, what a limit still grants, ``done(ask, status, code)``, told at the end,
-    and ``close()``."""
+    and ``close()``. One whose attribute ``passive`` is true lets everything in and is not asked.
+    """
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Raises TwinpathError to refuse; may fill in ``ask``. Waits only where it has to."""
 
 
+Admit = Callable[[Ask], Awaitable[None] | None]
 #: Where a caller stands with a limit: its number of requests, how many of them remain, and in how
 #: many seconds it begins anew. A plain tuple, as one is made for each answer.
 Standing = tuple[int, int, float]
@@ -51,13 +54,14 @@ class Gateway:
 
     def __init__(self, rules: Sequence[Rule], *, tell_limits: bool = True) -> None:
         self.rules = tuple(rules)
+        self._admits = tuple(r.admit for r in self.rules if not getattr(r, "passive", False))
         self._about_rows = [rule for rule in self.rules if isinstance(rule, RowsRule)]
         self._limits = [r for r in self.rules if isinstance(r, LimitRule)] if tell_limits else []
         self._told = [rule for rule in self.rules if isinstance(rule, DoneRule)]
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Every rule in turn; an awaitable only if one of them has to wait."""
-        return admit_in_turn(self.rules, ask)
+        return admit_in_turn(self._admits, ask)
 
     def admit_rows(self, ask: Ask) -> None:
         """Rules about the number of rows."""
@@ -69,8 +73,8 @@ class Gateway:
         nearest to."""
         if not self._limits:
             return []
-        nearest: Standing | None = None
-        for rule in self._limits:
+        nearest = self._limits[0].standing(ask)
+        for rule in self._limits[1:]:
             found = rule.standing(ask)
             if found is not None and (
                 nearest is None or found[1] * nearest[0] < nearest[1] * found[0]
@@ -80,9 +84,9 @@ class Gateway:
             return []
         amount, remaining, reset_s = nearest
         return [
-            (b"ratelimit-limit", b"%d" % amount),
+            _numbered(b"ratelimit-limit", amount),
             (b"ratelimit-remaining", b"%d" % remaining),
-            (b"ratelimit-reset", b"%d" % (reset_s + 0.999)),
+            _numbered(b"ratelimit-reset", int(reset_s + 0.999)),
         ]
 
     def done(self, ask: Ask, status: int, code: str) -> None:
@@ -96,18 +100,24 @@ class Gateway:
             getattr(rule, "close", lambda: None)()
 
 
-def admit_in_turn(rules: tuple[Rule, ...], ask: Ask) -> Awaitable[None] | None:
+@functools.lru_cache(1024)
+def _numbered(name: bytes, number: int) -> tuple[bytes, bytes]:
+    """A header whose value is one of few."""
+    return name, b"%d" % number
+
+
+def admit_in_turn(admits: tuple[Admit, ...], ask: Ask) -> Awaitable[None] | None:
     """Ask each rule; an awaitable for the rest of them only where one has to wait."""
-    for position, rule in enumerate(rules):
-        pending = rule.admit(ask)
+    for position, admit in enumerate(admits):
+        pending = admit(ask)
         if pending is not None:
-            return _rest(pending, rules[position + 1 :], ask)
+            return _rest(pending, admits[position + 1 :], ask)
     return None
 
 
-async def _rest(pending: Awaitable[None], rules: tuple[Rule, ...], ask: Ask) -> None:
+async def _rest(pending: Awaitable[None], admits: tuple[Admit, ...], ask: Ask) -> None:
     await pending
-    for rule in rules:
-        waiting = rule.admit(ask)
+    for admit in admits:
+        waiting = admit(ask)
         if waiting is not None:
             await waiting

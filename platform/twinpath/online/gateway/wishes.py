@@ -52,6 +52,8 @@ class Priorities:
 class MaxRows:
     """Rule: no request has more rows than this."""
 
+    passive = True
+
     def __init__(self, rows: int) -> None:
         self._rows = rows
 

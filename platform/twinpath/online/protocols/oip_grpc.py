@@ -56,7 +56,9 @@ class GrpcCodec:
         asked = [{"name": o.name, "parameters": _parameters(o.parameters)} for o in message.outputs]
         wanted = rest.wanted({"outputs": asked}, parameters)
         timeout_s, priority = urgency(parameters)
-        return Call(columns, lambda ran: self._encode(ran, wanted), timeout_s, priority)
+        version = message.model_version if self._plane.pinnable else ""
+        pin = version if version.isdigit() else None
+        return Call(columns, lambda ran: self._encode(ran, wanted), timeout_s, priority, pin)
 
     def refuse(self, error: TwinpathError) -> Answer:
         """See `exchange.Codec`."""
@@ -89,7 +91,9 @@ class GrpcCodec:
     def _encode(self, outcome: Outcome, wanted: list[Output]) -> Answer:
         columns = whole(outcome)
         response = pb.ModelInferResponse(
-            model_name=self._plane.name, model_version=self._plane.version, id=self._message.id
+            model_name=self._plane.name,
+            model_version=self._message.model_version or self._plane.version,
+            id=self._message.id,
         )
         for output in wanted:
             values = columns[output.name]

@@ -1,0 +1,1 @@
+"""Rollouts on Serve: replicas report, a controller decides, operators command."""

@@ -1,0 +1,1 @@
+"""Models from MLflow: references, artifact cache, trust, flavors, version slots and their swap."""

@@ -1,0 +1,1 @@
+"""Loaders: one module a flavor, each with ``load(manifest, options) -> Model``."""

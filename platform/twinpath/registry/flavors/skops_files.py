@@ -1,0 +1,54 @@
+"""skops files, with our own list of what they may build. The list beside an artifact was written by
+whoever wrote the artifact, so it is not looked at."""
+
+from pathlib import Path
+from typing import Any
+
+from twinpath.errors import MissingExtraError, ModelLoadError, UntrustedModelError
+
+#: Beyond what skops itself takes for safe (scikit-learn's estimators, numpy, plain containers):
+#: classes that fitted models hold, none of which runs what it is given.
+ALLOWED = frozenset((
+    "collections.OrderedDict",
+    "collections.defaultdict",
+    "lightgbm.basic.Booster",
+    "lightgbm.sklearn.LGBMClassifier",
+    "lightgbm.sklearn.LGBMRegressor",
+    "lightgbm.sklearn.LGBMRanker",
+    "numpy.clip",
+    "numpy.exp",
+    "numpy.log",
+    "numpy.log1p",
+    "numpy.expm1",
+    "numpy.sqrt",
+    "sklearn._loss.link.LogitLink",
+    "sklearn._loss.loss.HalfBinomialLoss",
+    "sklearn._loss.loss.HalfMultinomialLoss",
+    "sklearn._loss.loss.HalfSquaredError",
+    "sklearn.ensemble._hist_gradient_boosting.binning._BinMapper",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.neural_network._stochastic_optimizers.AdamOptimizer",
+    "sklearn.neural_network._stochastic_optimizers.SGDOptimizer",
+    "sklearn.tree._tree.Tree",
+))  # fmt: skip
+
+
+def load(path: Path) -> Any:
+    """The object in a skops file. Raises UntrustedModelError that names the types which are not
+    allowed, ModelLoadError for a file that is damaged."""
+    try:
+        from skops.io import get_untrusted_types
+        from skops.io import load as read
+    except ImportError:
+        raise MissingExtraError("skops", "registry") from None
+    try:
+        unknown = set(get_untrusted_types(file=path))
+    except Exception as error:
+        raise ModelLoadError(f"{path.name} is no skops file: {error}") from None
+    refused = sorted(unknown - ALLOWED)
+    if refused:
+        raise UntrustedModelError(
+            f"{path.name} would build {', '.join(refused[:5])}, which is not on the list of "
+            "harmless types: save the model without it, or as a trusted pickle"
+        )
+    return read(path, trusted=sorted(unknown))

@@ -1,0 +1,1 @@
+"""Rollouts: which rows go to which version, what is counted, and what follows from it. Pure."""
