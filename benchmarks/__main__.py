@@ -10,8 +10,10 @@ from benchmarks import (
     feature_lookup,
     feature_serving,
     gateway_cost,
+    llm_offline,
     offline_flights,
     online_fused,
+    registry_swaps,
     rollout_cost,
     rollout_guard,
 )
@@ -25,9 +27,11 @@ ALL = {
     "gateway_cost": gateway_cost,
     "rollout_guard": rollout_guard,
     "rollout_cost": rollout_cost,
+    "registry_swaps": registry_swaps,
     "online": bench,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
+    "llm_offline": llm_offline,
     "feature_join": feature_join,
 }
 ROUNDS = 3
