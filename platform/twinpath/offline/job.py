@@ -32,8 +32,8 @@ BLOCKS_PER_WORKER = 6
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a job did. ``duration_s`` counts from start of execution to the last file written;
-    ``resumed_rows`` of the rows were done before, by earlier attempts; ``pushed`` rows were written to
-    a feature view afterwards."""
+    ``resumed_rows`` of the rows were done before, by earlier attempts; ``pushed`` of them were
+    written to a feature view afterwards."""
 
     rows: int
     dead_letters: int

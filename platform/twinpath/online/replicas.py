@@ -16,8 +16,8 @@ from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.capturing import capture
-from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.environment import slow_path
+from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
