@@ -68,7 +68,7 @@ class Again(Node):
 def graph(repo) -> Graph:
     graph = Graph("shop", input=Question, output=Answer)
     with graph as rows:
-        found = FeatureLookup("visits_only", str(repo._given), as_of="asked_at")(rows)
+        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at")(rows)
         graph.output(found, Again()(found))
     return graph
 

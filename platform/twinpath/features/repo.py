@@ -40,7 +40,7 @@ class FeatureRepo:
     """
 
     def __init__(self, path_or_config: str | Path | Mapping[str, Any]) -> None:
-        self._given = path_or_config
+        self.given = path_or_config
         self._lock = threading.RLock()
         self._store: Any = None
         self._services: dict[str, ServiceSpec] = {}
@@ -48,7 +48,7 @@ class FeatureRepo:
         self._watching: threading.Thread | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FeatureRepo, (self._given,)
+        return FeatureRepo, (self.given,)
 
     @property
     def store(self) -> Any:
@@ -66,11 +66,11 @@ class FeatureRepo:
         except ImportError:
             raise MissingExtraError("feast", "features") from None
         try:
-            if isinstance(self._given, Mapping):
-                config = feast.RepoConfig(**self._given)
+            if isinstance(self.given, Mapping):
+                config = feast.RepoConfig(**self.given)
                 config.repo_path = Path.cwd()
             else:
-                folder = Path(self._given).absolute()
+                folder = Path(self.given).absolute()
                 file = folder / "feature_store.yaml"
                 if not file.is_file():
                     raise ConfigError(
@@ -78,7 +78,7 @@ class FeatureRepo:
                     )
                 config = load_repo_config(folder, file)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"the feature repository {self._given!r}: {error}") from error
+            raise ConfigError(f"the feature repository {self.given!r}: {error}") from error
         # 0: a cached registry never expires, so that no request has to wait for a new one.
         config.registry.cache_ttl_seconds = 0
         return feast.FeatureStore(repo_path=str(config.repo_path), config=config)

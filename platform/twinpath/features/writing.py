@@ -1,7 +1,8 @@
 """Writes rows to the online store, in Feast's own format and through Feast's own writers.
 
 A row replaces what the store has of its key unless that is newer: whatever order rows come in, or
-come again, the newest stays.
+come again, the newest stays. (Of two with the same event timestamp SQLite keeps the later written
+one, Redis the first: so do Feast's writers.)
 """
 
 from collections.abc import Callable, Sequence
@@ -32,8 +33,6 @@ class ViewWriter:
         self.features = {field.name: field.dtype for field in self.view.features}
         if not self.keys or any(name.startswith("__dummy") for name in self.keys):
             raise ConfigError(f"view {view!r} has no entities: Feast's own commands write it")
-        # Redis' writer compares timestamps itself.
-        self._compares = getattr(self._store.config.online_store, "type", "") == "redis"
 
     @property
     def timestamp_field(self) -> str:
@@ -88,8 +87,6 @@ class ViewWriter:
             if key not in newest or _aware(row[2]) >= _aware(newest[key][2]):
                 newest[key] = row
         chosen = list(newest.values())
-        if self._compares:
-            return chosen
         some = next(iter(self.features))
         stored = self._store._get_provider().online_read(
             self._store.config, self.view, [row[0] for row in chosen], [some]

@@ -1,6 +1,7 @@
 """Switches the capturing of feature lookups on, in whatever process they run."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from twinpath.nodes.features import FeatureLookup
@@ -19,7 +20,7 @@ def capture(nodes: Mapping[str, Any], args: CaptureArgs | None, graph: str) -> l
             "graph": graph,
             "node": name,
             "service": node.service,
-            "repo": str(node.repo) if not isinstance(node.repo, Mapping) else None,
+            "repo": _folder(node.repo),
             "on_missing": node.on_missing,
             "defaults": node.defaults,
             "full_names": node.full_names,
@@ -29,3 +30,9 @@ def capture(nodes: Mapping[str, Any], args: CaptureArgs | None, graph: str) -> l
         node.watch = recorder.record
         recorders.append(recorder)
     return recorders
+
+
+def _folder(repo: Any) -> str | None:
+    """Where a repository lies, if it is a folder."""
+    given = getattr(repo, "given", repo)
+    return str(Path(given).absolute()) if isinstance(given, (str, Path)) else None
