@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    feature_join,
     feature_lookup,
     feature_serving,
     gateway_cost,
@@ -33,6 +34,7 @@ ALL = {
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
     "llm_offline": llm_offline,
+    "feature_join": feature_join,
 }
 ROUNDS = 3
 

@@ -59,7 +59,12 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(
-            step, args.ingress.offload_after_ms, controller, args.rollouts.interval_s
+            step,
+            args.ingress.offload_after_ms,
+            controller,
+            args.rollouts.interval_s,
+            args.features.capture,
+            plan.graph_name,
         )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,

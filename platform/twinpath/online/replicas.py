@@ -15,7 +15,9 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.capturing import capture
 from twinpath.online.environment import slow_path
+from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
@@ -55,6 +57,7 @@ class Ingress(GrpcMethods):
         self._engine: Any = None
         self._watch: asyncio.Task[None] | None = None
         self._gateway, self._version = given.gateway, given.version
+        self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
             step.name: handles[step.name]
@@ -71,6 +74,7 @@ class Ingress(GrpcMethods):
             or max(REMOTE_MAX_INFLIGHT if remotes else 1, *_at_once(plan, remotes)),
             max_queue_rows=args.max_queue_rows,
         )
+        self._recorders = capture(self._executor.nodes, given.features.capture, plan.graph_name)
         _settle()
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
@@ -97,6 +101,7 @@ class Ingress(GrpcMethods):
             queue_timeout_s=self._args.queue_timeout_s,
             close=self._close,
             echo_request_id=False,
+            push=self._push,
             more_routes=self._side.routes() if self._side is not None else (),
         )
         if self._side is not None:
@@ -188,13 +193,21 @@ class Ingress(GrpcMethods):
         if self._side is not None:
             await self._side.close()
         await asyncio.to_thread(self._executor.teardown)
+        for recorder in self._recorders:
+            await asyncio.to_thread(recorder.close)
 
 
 class PlacedNode:
     """One node with replicas of its own. Concurrent calls are joined into one batch."""
 
     def __init__(
-        self, step: Step, offload_after_ms: float, controller: Any = None, interval_s: float = 1.0
+        self,
+        step: Step,
+        offload_after_ms: float,
+        controller: Any = None,
+        interval_s: float = 1.0,
+        captured: CaptureArgs | None = None,
+        graph: str = "",
     ) -> None:
         assert step.placement is not None
         self._returns = step.returns
@@ -206,6 +219,7 @@ class PlacedNode:
             max_inflight=getattr(step.node, "max_inflight", 1),
             max_queue_rows=1 << 30,
         )
+        self._recorders = capture({step.name: self._runner.node}, captured, graph)
         self._reporter: Reporter | None = None
         if controller is not None and reports(self._runner.node):
             from ray import serve
@@ -244,6 +258,8 @@ class PlacedNode:
             if self._reporter is not None:
                 self._reporter.stop()
             self._runner.teardown()
+            for recorder in getattr(self, "_recorders", ()):
+                await asyncio.to_thread(recorder.close)
 
 
 def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
