@@ -9,6 +9,7 @@ from benchmarks import (
     feature_lookup,
     feature_serving,
     gateway_cost,
+    llm_offline,
     offline_flights,
     online_fused,
     registry_swaps,
@@ -29,6 +30,7 @@ ALL = {
     "online": bench,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
+    "llm_offline": llm_offline,
 }
 ROUNDS = 3
 

@@ -28,6 +28,7 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import CorsArgs, GatewayArgs
 from twinpath.online.gateway.build import build
 from twinpath.online.gateway.middleware import Guarded
+from twinpath.online.protocols.openai import OpenAIDoor
 
 
 class GraphApp:
@@ -48,6 +49,8 @@ class GraphApp:
         self.frontend = frontend
         self._plane = frontend.plane
         self._close, self._echo_request_id = close, echo_request_id
+        #: The OpenAI API, where the graph is an engine.
+        self.openai: OpenAIDoor | None = None
         self._others: ASGIApp = self._other_routes(routes)
         if frontend.gate is not None:
             self._others = Guarded(self._others, frontend.gate, self._ask)
@@ -72,10 +75,14 @@ class GraphApp:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        path = path[len(root) if path.startswith(root) else 0 :]
+        if self.openai is not None and self.openai.takes(scope["method"], path):
+            await self.openai(scope, receive, send, echo_request_id=self._echo_request_id)
+            return
         if scope["method"] == "POST":
-            path: str = scope["path"]
-            root: str = scope.get("root_path", "")
-            codec = self.frontend.codec(path[len(root) if path.startswith(root) else 0 :])
+            codec = self.frontend.codec(path)
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return

@@ -10,6 +10,7 @@ from typing import Any
 from twinpath.errors import MissingExtraError
 from twinpath.graph.graph import Graph
 from twinpath.graph.plan import Plan
+from twinpath.nodes.llm_memory import is_engine, plan_node
 from twinpath.online.args import GraphArgs, args_model, place
 
 #: Name of the deployment that controls the rollouts of an app.
@@ -41,6 +42,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     except ImportError:
         raise MissingExtraError("ray[serve]", "online") from None
 
+    _check_memory(plan)
     from twinpath.online.autoscaling import serve_scaling
     from twinpath.online.replicas import Ingress, PlacedNode
 
@@ -53,6 +55,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             name=step.name,
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
+            **_health(step.node),
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(
@@ -63,9 +66,26 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         max_ongoing_requests=4096,
         logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
+        **_health(*(step.node for step in plan.steps if step.placement is None)),
         **serve_scaling(plan.placement.replicas),
     )
     return ingress.bind(plan, args, handles, controller)
+
+
+def _check_memory(plan: Plan) -> None:
+    """Raises MemoryPlanError for an engine that cannot fit, with the numbers."""
+    for step in plan.steps:
+        if is_engine(step.node):
+            found = plan_node(step.node, num_gpus=(step.placement or plan.placement).num_gpus)
+            if found is not None:
+                found.check()
+
+
+def _health(*nodes: Any) -> dict[str, Any]:
+    """A node that can tell whether it is well is asked often."""
+    if any(hasattr(node, "check_health") for node in nodes):
+        return {"health_check_period_s": 2.0}
+    return {}
 
 
 def _controller(plan: Plan, args: GraphArgs) -> Any:

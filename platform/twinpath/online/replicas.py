@@ -2,6 +2,8 @@
 
 import asyncio
 import gc
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,15 +15,20 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.environment import slow_path
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
+from twinpath.online.health import end_with
 from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
 from twinpath.online.rollouts.watched import reports
 
+#: Serve's own logger, so that it stands in the replica's log, and on the terminal of `serve run`.
+_LOG = logging.getLogger("ray.serve")
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
 REMOTE_MAX_INFLIGHT = 64
@@ -44,6 +51,9 @@ class Ingress(GrpcMethods):
         self._controller, self._rollout_args = controller, given.rollouts
         self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
+        #: The engine that the whole graph is, if it is one, and the task that ends with it.
+        self._engine: Any = None
+        self._watch: asyncio.Task[None] | None = None
         self._gateway, self._version = given.gateway, given.version
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
@@ -57,7 +67,8 @@ class Ingress(GrpcMethods):
         self._batcher = Batcher(
             self._executor.run,
             plan.placement.batch,
-            max_inflight=args.max_inflight or (REMOTE_MAX_INFLIGHT if remotes else 1),
+            max_inflight=args.max_inflight
+            or max(REMOTE_MAX_INFLIGHT if remotes else 1, *_at_once(plan, remotes)),
             max_queue_rows=args.max_queue_rows,
         )
         _settle()
@@ -65,6 +76,9 @@ class Ingress(GrpcMethods):
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
         await _refuse_public(self._gateway)
+        slow = slow_path(os.environ)
+        if slow is not None:
+            _LOG.warning("%s: %s", self._plan.graph_name, slow)
         from ray import serve
 
         replica = serve.get_replica_context().replica_id.unique_id
@@ -91,10 +105,22 @@ class Ingress(GrpcMethods):
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
+        step = engine_step(self._plan)
+        self._engine = None if step is None else self._executor.nodes[step.name]
+        if self._engine is not None:
+            app.openai = OpenAIDoor(
+                await self._engine.openai_app(), app.frontend, self._engine.check_health
+            )
+            self._watch = asyncio.create_task(end_with(self.check_health))
         app.frontend.plane.live_versions = self._live_versions
         app.frontend.plane.notes = self._notes
         self._app = app
         return app
+
+    def check_health(self) -> None:
+        """Serve's hook: raises what a node of this process complains of."""
+        for node in self._executor.nodes.values():
+            getattr(node, "check_health", lambda: None)()
 
     def set_loaded(self, loaded: bool) -> bool:
         """Take this replica's graph in or out of service; called on all replicas at once."""
@@ -138,7 +164,11 @@ class Ingress(GrpcMethods):
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        waiting, running = self._batcher.queued_rows, self._batcher.running_rows
+        if self._engine is not None:
+            # Rows that run are sequences of the engine, as the OpenAI API's requests are.
+            running = self._engine.sequences()
+        return {LOAD: float(waiting + running)}
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -152,6 +182,8 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         await self._batcher.close()
         if self._side is not None:
             await self._side.close()
@@ -169,7 +201,10 @@ class PlacedNode:
         self._runner = NodeRunner(step, offload_after_ms)
         self._runner.setup()
         self._batcher = Batcher(
-            self._runner.call, step.placement.batch, max_inflight=1, max_queue_rows=1 << 30
+            self._runner.call,
+            step.placement.batch,
+            max_inflight=getattr(step.node, "max_inflight", 1),
+            max_queue_rows=1 << 30,
         )
         self._reporter: Reporter | None = None
         if controller is not None and reports(self._runner.node):
@@ -191,6 +226,10 @@ class PlacedNode:
             return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
         return outcome
 
+    def check_health(self) -> None:
+        """Serve's hook: raises what the node complains of."""
+        getattr(self._runner.node, "check_health", lambda: None)()
+
     def ready(self) -> bool:
         """Answers only once the constructor, and so the node's setup, is through."""
         return True
@@ -205,6 +244,12 @@ class PlacedNode:
             if self._reporter is not None:
                 self._reporter.stop()
             self._runner.teardown()
+
+
+def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
+    """How many batches at once the nodes of this process are made for; 1 unless they say more."""
+    steps = [step for step in plan.steps if step.node is not None and step.name not in remotes]
+    return [min((getattr(step.node, "max_inflight", 1) for step in steps), default=1)]
 
 
 async def _refuse_public(gateway: GatewayArgs) -> None:
