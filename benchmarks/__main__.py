@@ -9,6 +9,7 @@ from benchmarks import (
     feature_lookup,
     feature_serving,
     gateway_cost,
+    llm_serving,
     offline_flights,
     online_fused,
     rollout_cost,
@@ -25,6 +26,7 @@ ALL = {
     "rollout_guard": rollout_guard,
     "rollout_cost": rollout_cost,
     "online": bench,
+    "llm_serving": llm_serving,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
 }

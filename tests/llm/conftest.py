@@ -17,7 +17,7 @@ from twinpath.nodes.llm import LLM
 #: Small, and the same for every engine, so that what they write can be compared.
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "bfloat16",
-    "seed": 0, "disable_log_stats": False,
+    "seed": 0,
 }  # fmt: skip
 #: Of those that are served, and of `vllm serve` beside them.
 SERVED = {**ENGINE, "max_model_len": 512, "max_num_seqs": 64, "served_model_name": "tiny"}

@@ -182,6 +182,21 @@ def test_the_short_way_is_taken_and_counted_by_serve(session: ServeSession):
     assert answer.headers.get_list("x-request-id") == ["abc-1"]
 
 
+def test_the_engines_metrics_are_exported(session: ServeSession, answered: Answers):
+    wanted = (
+        "ray_vllm_time_to_first_token_seconds_bucket", "ray_vllm_inter_token_latency_seconds_count",
+        "ray_vllm_kv_cache_usage_perc", "ray_vllm_prefix_cache_hits_total",
+        "ray_vllm_generation_tokens_total", "ray_vllm_num_requests_waiting",
+    )  # fmt: skip
+
+    def exported() -> bool:
+        found = json.loads((session.folder / "prom_metrics_service_discovery.json").read_text())
+        lines = httpx.get(f"http://{found[0]['targets'][0]}/metrics", timeout=30).text.splitlines()
+        return all(any(line.startswith(name) for line in lines) for name in wanted)
+
+    until(exported, 120, "the engine's metrics")
+
+
 class Stream(threading.Thread):
     """A long stream, and how it ended."""
 
