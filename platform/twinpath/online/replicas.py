@@ -11,11 +11,13 @@ from twinpath.errors import TwinpathError
 from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.capturing import capture
+from twinpath.online.engine_metrics import EngineMetrics
 from twinpath.online.environment import slow_path
 from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
@@ -53,9 +55,9 @@ class Ingress(GrpcMethods):
         self._controller, self._rollout_args = controller, given.rollouts
         self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
-        #: The engine that the whole graph is, if it is one, and the task that ends with it.
+        #: The engine that the whole graph is, if it is one, and the tasks that look after it.
         self._engine: Any = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._gateway, self._version = given.gateway, given.version
         self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
@@ -116,7 +118,11 @@ class Ingress(GrpcMethods):
             app.openai = OpenAIDoor(
                 await self._engine.openai_app(), app.frontend, self._engine.check_health
             )
-            self._watch = asyncio.create_task(end_with(self.check_health))
+            engine = EngineMetrics(self._plan.graph_name, replica, samples, ray_metric)
+            self._watches = [
+                asyncio.create_task(end_with(self.check_health)),
+                asyncio.create_task(engine.publish()),
+            ]
         app.frontend.plane.live_versions = self._live_versions
         app.frontend.plane.notes = self._notes
         self._app = app
@@ -187,8 +193,8 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         await self._batcher.close()
         if self._side is not None:
             await self._side.close()
