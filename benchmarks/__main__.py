@@ -10,6 +10,7 @@ from benchmarks import (
     feature_serving,
     gateway_cost,
     llm_offline,
+    llm_routing,
     offline_flights,
     online_fused,
     rollout_cost,
@@ -29,6 +30,7 @@ ALL = {
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
     "llm_offline": llm_offline,
+    "llm_routing": llm_routing,
 }
 ROUNDS = 3
 

@@ -57,7 +57,7 @@ def test_the_list_names_what_can_be_run():
     )  # fmt: skip
     assert [line.split()[0] for line in done.stdout.splitlines()] == [
         "online_fused", "offline_flights", "gateway_cost", "rollout_guard", "rollout_cost",
-        "online", "feature_lookup", "feature_serving", "llm_offline",
+        "online", "feature_lookup", "feature_serving", "llm_offline", "llm_routing",
     ]  # fmt: skip
 
 
