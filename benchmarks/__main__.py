@@ -11,6 +11,7 @@ from benchmarks import (
     feature_serving,
     gateway_cost,
     llm_offline,
+    llm_routing,
     llm_serving,
     memory,
     offline_flights,
@@ -37,6 +38,7 @@ ALL = {
     "feature_serving": feature_serving,
     "llm_offline": llm_offline,
     "feature_join": feature_join,
+    "llm_routing": llm_routing,
 }
 ROUNDS = 3
 

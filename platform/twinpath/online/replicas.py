@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from twinpath.errors import TwinpathError
-from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.columns import Columns, Outcome, joined, row_count
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
-from twinpath.online.autoscaling import LOAD
+from twinpath.online.autoscaling import KV_USE, LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.capturing import capture
 from twinpath.online.engine_metrics import EngineMetrics
@@ -66,7 +67,8 @@ class Ingress(GrpcMethods):
             for step in plan.placed
             if step.placement is not None and step.placement.replicas.min > 0
         }
-        remotes = {name: _remote(handle) for name, handle in handles.items()}
+        by_row = {step.name for step in plan.placed if routes_rows(step)}
+        remotes = {name: _remote(handle, name in by_row) for name, handle in handles.items()}
         self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
         self._executor.setup()
         self._batcher = Batcher(
@@ -179,7 +181,10 @@ class Ingress(GrpcMethods):
         if self._engine is not None:
             # Rows that run are sequences of the engine, as the OpenAI API's requests are.
             running = self._engine.sequences()
-        return {LOAD: float(waiting + running)}
+        stats = {LOAD: float(waiting + running)}
+        if self._engine is not None:
+            stats[KV_USE] = float(self._engine.load.kv_use)
+        return stats
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -256,7 +261,11 @@ class PlacedNode:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        stats = {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        load = getattr(self._runner.node, "load", None)
+        if isinstance(load, EngineLoad):
+            stats[KV_USE] = float(load.kv_use)
+        return stats
 
     async def __del__(self) -> None:
         if hasattr(self, "_batcher"):
@@ -292,12 +301,24 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _remote(handle: Any) -> NodeCall:
+def routes_rows(step: Step) -> bool:
+    """Whether the rows of a batch go to replicas one by one: for engines, where a row's work is
+    worth a call, and its prompt says which replica has seen its beginning."""
+    several = step.placement is not None and step.placement.replicas.max > 1
+    return several and getattr(step.node, "routed_by", None) is not None
+
+
+def _remote(handle: Any, by_row: bool) -> NodeCall:
     async def call(columns: Columns) -> Outcome:
         outcome: Outcome = await _unwrapped(handle.remote(columns))
         return outcome
 
-    return call
+    async def call_by_row(columns: Columns) -> Outcome:
+        rows = range(row_count(columns))
+        parts = [{name: values[i : i + 1] for name, values in columns.items()} for i in rows]
+        return joined(await asyncio.gather(*map(call, parts)))
+
+    return call_by_row if by_row else call
 
 
 async def _answers(handle: Any) -> bool:
