@@ -6,10 +6,13 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    feature_join,
     feature_lookup,
     feature_serving,
     gateway_cost,
     llm_offline,
+    llm_routing,
+    llm_serving,
     memory,
     offline_flights,
     online_fused,
@@ -30,9 +33,12 @@ ALL = {
     "rollout_cost": rollout_cost,
     "registry_swaps": registry_swaps,
     "online": bench,
+    "llm_serving": llm_serving,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
     "llm_offline": llm_offline,
+    "feature_join": feature_join,
+    "llm_routing": llm_routing,
 }
 ROUNDS = 3
 
