@@ -24,10 +24,13 @@ from twinpath.online import openapi, protocols
 from twinpath.online.batcher import Batcher
 from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Codec, Headers, Request
+from twinpath.online.feature_args import PushArgs
+from twinpath.online.feature_push import feature_push
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import CorsArgs, GatewayArgs
 from twinpath.online.gateway.build import build
 from twinpath.online.gateway.middleware import Guarded
+from twinpath.online.protocols.openai import OpenAIDoor
 
 
 class GraphApp:
@@ -48,6 +51,8 @@ class GraphApp:
         self.frontend = frontend
         self._plane = frontend.plane
         self._close, self._echo_request_id = close, echo_request_id
+        #: The OpenAI API, where the graph is an engine.
+        self.openai: OpenAIDoor | None = None
         self._others: ASGIApp = self._other_routes(routes)
         if frontend.gate is not None:
             self._others = Guarded(self._others, frontend.gate, self._ask)
@@ -72,10 +77,14 @@ class GraphApp:
         if scope["type"] != "http":
             await self._others(scope, receive, send)
             return
+        path: str = scope["path"]
+        root: str = scope.get("root_path", "")
+        path = path[len(root) if path.startswith(root) else 0 :]
+        if self.openai is not None and self.openai.takes(scope["method"], path):
+            await self.openai(scope, receive, send, echo_request_id=self._echo_request_id)
+            return
         if scope["method"] == "POST":
-            path: str = scope["path"]
-            root: str = scope.get("root_path", "")
-            codec = self.frontend.codec(path[len(root) if path.startswith(root) else 0 :])
+            codec = self.frontend.codec(path)
             if codec is not None:
                 await self._infer(codec, scope, receive, send)
                 return
@@ -209,25 +218,35 @@ def graph_app(
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
+    push: PushArgs | None = None,
     more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied. ``more_routes`` are behind the gateway as all others."""
+    ``gateway`` no rule is applied; without ``push`` no features can be pushed. ``more_routes`` are
+    behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
     gate = None if gateway is None else build(gateway, plan.graph_name)
 
+    pushing = feature_push(plan, push, max_body_bytes)
+
     async def end() -> None:
         if close is not None:
             await close()
+        if pushing is not None:
+            await pushing.close()
         if gate is not None:
             await asyncio.to_thread(gate.close)
 
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        [*protocols.routes(plane), *more_routes],
+        [
+            *protocols.routes(plane),
+            *more_routes,
+            *(pushing.routes if pushing is not None else ()),
+        ],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

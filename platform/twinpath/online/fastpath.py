@@ -50,6 +50,10 @@ class FastPath:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
+        door = self.door
+        if door is not None and scope["type"] == "http" and door.may_stream(scope):
+            await door.stream(scope, receive, send)
+            return
         await self._serve(scope, receive, send)
 
 
@@ -61,6 +65,8 @@ class ReplicaDoor:
         self._frontend: Frontend | None = None
         self._codecs: dict[bytes, Codec] = {}
         self._metrics: ServeMetrics | None = None
+        self._graph: GraphApp | None = None
+        self._prefix = ""
         self._pinnable = False
 
     @property
@@ -77,17 +83,48 @@ class ReplicaDoor:
             codec = self._codecs.get(url.partition(b"?")[0])
         if codec is None and self._pinnable:
             codec = pins.at_raw(self._codecs, url.partition(b"?")[0])
+        return None if codec is None or self._is_serves(headers) else codec
+
+    def _is_serves(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether Serve, or the app's own middleware, has to see to a request."""
         replica = self._replica
-        if (
-            codec is None
-            or _TIMEOUT_HEADER in headers
+        return bool(
+            _TIMEOUT_HEADER in headers
             or (b"origin" in headers and self._frontend is not None and self._frontend.cors)
             or replica.max_queued_requests != -1
             or replica._http_options.request_timeout_s
             or replica._http_options.root_path
-        ):
-            return None
-        return codec
+        )
+
+    def may_stream(self, scope: Scope) -> bool:
+        """Whether a request is the OpenAI API's, and nothing of Serve's is needed for it."""
+        if scope["method"] != "POST" or (self._frontend is None and not self._find_graph()):
+            return False
+        door = None if self._graph is None else self._graph.openai
+        path: str = scope["path"]
+        return (
+            door is not None
+            and path.startswith(self._prefix)
+            and door.takes("POST", path[len(self._prefix) :])
+            and not self._is_serves(dict(scope["headers"]))
+        )
+
+    async def stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer such a request, with Serve's counts kept."""
+        graph, metrics = self._graph, self._metrics
+        assert graph is not None
+        assert graph.openai is not None
+        assert metrics is not None
+        scope = {**scope, "root_path": self._prefix}
+        started_s, status = time.monotonic(), 499
+        metrics.began()
+        try:
+            status = await graph.openai(scope, receive, send, echo_request_id=True)
+        finally:
+            metrics.ended(
+                scope["path"], str(status), (time.monotonic() - started_s) * 1000,
+                refused=status >= 400, failed=status >= 500,
+            )  # fmt: skip
 
     def enter(self, cycle: LeanCycle) -> None:
         """See `lean.Door`."""
@@ -123,6 +160,7 @@ class ReplicaDoor:
         self._codecs = {
             (prefix + path).encode(): codec for path, codec in graph.frontend.codecs.items()
         }
+        self._graph, self._prefix = graph, prefix
         self._pinnable = graph.frontend.plane.pinnable
         self._frontend = graph.frontend
         return True

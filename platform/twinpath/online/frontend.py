@@ -43,6 +43,9 @@ class Gate(Protocol):
     def done(self, ask: Ask, status: int, code: str) -> None:
         """The request was answered."""
 
+    def spent(self, ask: Ask, tokens: int) -> None:
+        """What it cost, for language models."""
+
 
 class Frontend:
     """Answers requests for one data plane."""

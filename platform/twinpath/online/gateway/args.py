@@ -55,10 +55,12 @@ class JwtArgs(Strict):
 class LimitArgs(Strict):
     """Limits of each principal (of each address where there is no authentication). In memory each
     replica has its part, 1/``replicas``; with ``redis_url`` all replicas share one count. With
-    ``headers`` answers say what remains."""
+    ``headers`` answers say what remains. ``tokens`` are those that language models read and write;
+    each replica counts them for its part."""
 
     rate: LimitText | None = None
     quota: LimitText | None = None
+    tokens: LimitText | None = None
     redis_url: str | None = Field(None, pattern=r"^rediss?://")
     replicas: int = Field(1, ge=1)
     headers: bool = True

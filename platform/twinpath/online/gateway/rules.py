@@ -48,6 +48,14 @@ class DoneRule(Protocol):
         """The request was answered."""
 
 
+@runtime_checkable
+class SpendRule(Protocol):
+    """A rule about what requests cost, which is known only afterwards."""
+
+    def spent(self, ask: Ask, tokens: int) -> None:
+        """The request cost this."""
+
+
 class Gateway:
     """`frontend.Gate` over a list of rules, in their order. ``tell_limits``: answers carry
     RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset."""
@@ -58,6 +66,7 @@ class Gateway:
         self._about_rows = [rule for rule in self.rules if isinstance(rule, RowsRule)]
         self._limits = [r for r in self.rules if isinstance(r, LimitRule)] if tell_limits else []
         self._told = [rule for rule in self.rules if isinstance(rule, DoneRule)]
+        self._spends = [rule for rule in self.rules if isinstance(rule, SpendRule)]
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Every rule in turn; an awaitable only if one of them has to wait."""
@@ -93,6 +102,11 @@ class Gateway:
         """The request was answered."""
         for rule in self._told:
             rule.done(ask, status, code)
+
+    def spent(self, ask: Ask, tokens: int) -> None:
+        """What a request cost, once that is known."""
+        for rule in self._spends:
+            rule.spent(ask, tokens)
 
     def close(self) -> None:
         """Let rules finish what they hold, such as lines of a log."""

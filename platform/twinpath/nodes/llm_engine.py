@@ -1,0 +1,249 @@
+"""A vLLM engine as part of a node: its arguments, its life, its health and its OpenAI app."""
+
+import contextlib
+import dataclasses
+import importlib
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did_you_mean
+from twinpath.graph.node import Node
+from twinpath.nodes.llm_guard import EngineGuard
+from twinpath.nodes.llm_load import EngineLoad
+from twinpath.nodes.llm_usage import USAGE
+
+
+class EngineNode(Node):
+    """Base of nodes on vLLM's ``AsyncLLM``.
+
+    ``engine`` are fields of vLLM's ``AsyncEngineArgs``, ``openai`` of its ``FrontendArgs`` (tool
+    parsers, chat template, …), ``environment`` variables for the engine's processes, such as
+    ``VLLM_CPU_KVCACHE_SPACE``. ``loras`` are adapters by name. ``setup`` raises ConfigError for
+    arguments that vLLM does not know or accept, with their names; MissingExtraError without vLLM.
+
+    The engine's processes end with this one, however it ends; see `llm_guard`.
+    """
+
+    #: Batches that may run at once: the engine itself joins them, token by token.
+    max_inflight = 256
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        engine: Mapping[str, Any] | None = None,
+        openai: Mapping[str, Any] | None = None,
+        environment: Mapping[str, str] | None = None,
+        loras: Mapping[str, str] | None = None,
+    ) -> None:
+        self.model = str(model)
+        self.engine_options = dict(engine or {})
+        self.openai_options = dict(openai or {})
+        self.environment = {key: str(value) for key, value in (environment or {}).items()}
+        self.loras = {name: str(path) for name, path in (loras or {}).items()}
+        #: vLLM's engine, once set up.
+        self.engine: Any = None
+        #: What its scheduler said last.
+        self.load = EngineLoad()
+        self._arguments_of_engine: Any = None
+        self._guard: EngineGuard | None = None
+
+    def setup(self) -> None:
+        """Start the engine. Takes a while: vLLM's import, weights, warm-up."""
+        os.environ.update(self.environment)
+        vllm_()
+        arguments = engine_arguments(self.model, self.engine_options, len(self.loras))
+        self._arguments_of_engine = arguments
+        self._guard = EngineGuard()
+        try:
+            self.engine = _without_loop(lambda: self._started(arguments))
+        except BaseException:
+            self.teardown()
+            raise
+
+    def _started(self, arguments: Any) -> Any:
+        assert self._guard is not None
+        try:
+            config = arguments.create_engine_config()
+        except (ValueError, TypeError, OSError) as error:
+            raise ConfigError(f"vLLM refuses the engine of model {self.model!r}: {error}") from None
+        before = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
+        # A forked process shows the environment of its parent's start, without the marker; and
+        # forking a process with threads is asking for deadlocks.
+        os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
+        try:
+            with self._guard.marking():
+                return metered_engine().from_vllm_config(
+                    config,
+                    disable_log_stats=arguments.disable_log_stats,
+                    enable_log_requests=arguments.enable_log_requests,
+                    stat_loggers=[self.load.logger],
+                )
+        finally:
+            if before is None:
+                os.environ.pop("VLLM_WORKER_MULTIPROC_METHOD", None)
+            else:
+                os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = before
+
+    def teardown(self) -> None:
+        """End the engine and every process of it."""
+        engine, self.engine = self.engine, None
+        guard, self._guard = self._guard, None
+        try:
+            if engine is not None:
+                _end(engine)
+        finally:
+            if guard is not None:
+                guard.end()
+            # Joins those that have ended, which would stay behind as zombies.
+            multiprocessing.active_children()
+
+    def check_health(self) -> None:
+        """Raises RetryLaterError when the engine is not there, or dead: another replica may
+        answer, and this one has to be replaced."""
+        if self.engine is None or self.engine.errored:
+            raise RetryLaterError(
+                f"the engine of model {self.model!r} has ended; it is being replaced: try again"
+            )
+
+    def engine_processes(self) -> list[int]:
+        """Ids of the processes of the engine, for tests and operators."""
+        return [] if self._guard is None else self._guard.processes()
+
+    async def sleep(self, level: int = 1) -> None:
+        """Free the GPU: weights go to the host's memory (1) or are dropped (2). Raises ConfigError
+        where the engine cannot."""
+        self.check_health()
+        if not getattr(self.engine.model_config, "enable_sleep_mode", False):
+            raise ConfigError(
+                f"the engine of model {self.model!r} cannot sleep: start it with "
+                "engine={'enable_sleep_mode': True}, on a GPU (vLLM has no sleep mode on a CPU)"
+            )
+        await self.engine.sleep(level)
+
+    async def wake_up(self) -> None:
+        """Undo `sleep`."""
+        self.check_health()
+        await self.engine.wake_up()
+
+    async def openai_app(self) -> Any:
+        """The ASGI app that ``vllm serve`` would serve of this engine, mounted nowhere yet."""
+        from twinpath.nodes.llm_openai import openai_app
+
+        return await openai_app(
+            self.engine, self._arguments_of_engine, self.openai_options, self.loras
+        )
+
+    def sequences(self) -> int:
+        """Sequences that wait or run in the engine."""
+        return 0 if self.engine is None else int(self.engine.get_num_unfinished_requests())
+
+
+def vllm_() -> Any:
+    """The package ``vllm``. Raises MissingExtraError."""
+    try:
+        return importlib.import_module("vllm")
+    except ImportError as error:
+        if error.name != "vllm":
+            raise
+        raise MissingExtraError("vllm", "llm") from None
+
+
+def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> Any:
+    """vLLM's ``AsyncEngineArgs``. Raises ConfigError for what is none of its fields."""
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    for name in options:
+        if name not in known or name == "model":
+            raise ConfigError(
+                f"engine option {name!r} of model {model!r} is none of vLLM's engine arguments."
+                f"{_closest(name, known)}"
+            )
+    given = dict(options)
+    if loras:
+        given.setdefault("enable_lora", True)
+        # On a CPU vLLM 0.32 gives rows without an adapter the last slot, where it has batches of
+        # both kinds: one slot more than adapters, and it stays empty.
+        given.setdefault("max_loras", loras + 1)
+    try:
+        return AsyncEngineArgs(model=model, **given)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"engine options of model {model!r}: {error}") from None
+
+
+def _closest(name: str, known: set[str]) -> str:
+    text = did_you_mean(name, known)
+    return text if text.startswith(" Did") else " See `vllm serve --help`, with '_' for '-'."
+
+
+def metered_engine() -> type[Any]:
+    """``AsyncLLM`` that adds the tokens of each request to `USAGE`."""
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    class MeteredAsyncLLM(AsyncLLM):
+        async def generate(self, *args: Any, **kw: Any) -> Any:
+            usage = USAGE.get()
+            written: dict[int, int] = {}
+            read = 0
+            async with contextlib.aclosing(super().generate(*args, **kw)) as outputs:
+                async for output in outputs:
+                    if usage is not None:
+                        prompt = max(read, len(output.prompt_token_ids or ()))
+                        usage.prompt_tokens += prompt - read
+                        read = prompt
+                        delta = _is_delta(args, kw)
+                        for part in output.outputs:
+                            count = len(part.token_ids)
+                            before = 0 if delta else written.get(part.index, 0)
+                            usage.completion_tokens += count - before
+                            written[part.index] = count
+                    yield output
+
+        async def encode(self, *args: Any, **kw: Any) -> Any:
+            usage = USAGE.get()
+            async with contextlib.aclosing(super().encode(*args, **kw)) as outputs:
+                async for output in outputs:
+                    if usage is not None and output.finished:
+                        usage.prompt_tokens += len(output.prompt_token_ids)
+                    yield output
+
+    return MeteredAsyncLLM
+
+
+def _is_delta(args: tuple[Any, ...], kw: Mapping[str, Any]) -> bool:
+    """Whether outputs have the new tokens only (vLLM's RequestOutputKind)."""
+    params = kw.get("sampling_params") or (args[1] if len(args) > 1 else None)
+    return getattr(getattr(params, "output_kind", None), "name", "") == "DELTA"
+
+
+def _end(engine: Any) -> None:
+    from vllm.utils.async_utils import cancel_task_threadsafe
+
+    # Else it takes the end of the engine for a failure, and logs one.
+    if engine.output_handler is not None:
+        cancel_task_threadsafe(engine.output_handler)
+    engine.shutdown(timeout=5)
+
+
+def _without_loop(call: Callable[[], Any]) -> Any:
+    """The call's result, from a thread without event loop: an engine that is made inside one stays
+    bound to it, and nodes may be set up in another one than they run in."""
+    result: list[Any] = []
+    failure: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=run, name="engine-start")
+    thread.start()
+    thread.join()
+    if failure:
+        raise failure[0]
+    return result[0]

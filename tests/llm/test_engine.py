@@ -1,0 +1,462 @@
+"""A real vLLM engine as a node, in this process."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import uvicorn
+from prometheus_client import REGISTRY
+
+from llm import models
+from llm.conftest import ENGINE, ENVIRONMENT
+from twinpath.errors import ConfigError, InputError, RetryLaterError
+from twinpath.graph.columns import ROW_ERROR, Columns
+from twinpath.graph.placement import Batch
+from twinpath.graph.stage import Executor
+from twinpath.nodes.llm import LLM, Embed, sampling_params
+from twinpath.nodes.llm_usage import USAGE, Usage
+from twinpath.online.app import graph_app
+from twinpath.online.batcher import Batcher
+from twinpath.online.gateway.args import GatewayArgs, LimitArgs
+from twinpath.online.gateway.keys import new_key, write_keys
+from twinpath.online.lean import LeanProtocol
+from twinpath.online.protocols.openai import OpenAIDoor, engine_step
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def text(values: list[Any]) -> np.ndarray:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def rows(prompts: list[str], budget: int = 8, adapter: str = "") -> Columns:
+    return {
+        "prompt": text(prompts),
+        "budget": np.full(len(prompts), budget),
+        "adapter": text([adapter] * len(prompts)),
+    }
+
+
+async def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110  # the engine has no event for it
+            await asyncio.sleep(0.001)
+
+
+@pytest.fixture(scope="module")
+def loop() -> Any:
+    """One loop for all tests of the engine: an engine stays with the loop that it was used in."""
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+def test_texts_come_in_the_order_of_their_rows_with_their_counts(llm: LLM, loop: asyncio.Runner):
+    prompts = models.prompts(40)
+    together = loop.run(llm.predict(rows(prompts)))
+    alone = [loop.run(llm.predict(rows([prompt]))) for prompt in prompts[::10]]
+    assert together["text"][::10].tolist() == [part["text"][0] for part in alone]
+    assert (together["completion_tokens"] <= 8).all()
+    assert (together["completion_tokens"] > 0).all()
+    tokens = [len(llm.engine.get_tokenizer().encode(prompt)) for prompt in prompts]
+    assert together["prompt_tokens"].tolist() == tokens
+    assert set(together["finish_reason"]) <= {"length", "stop"}
+
+
+def test_a_column_can_give_a_sampling_parameter(llm: LLM, loop: asyncio.Runner):
+    columns = rows(models.prompts(3)) | {"budget": np.array([1, 5, 9])}
+    counts = loop.run(llm.predict(columns))["completion_tokens"]
+    assert (counts <= [1, 5, 9]).all()
+    assert counts[0] == 1
+
+
+def test_a_row_that_the_engine_refuses_fails_alone(llm: LLM, loop: asyncio.Runner):
+    columns = rows(["hello", "late " * 400, "", "hello"]) | {
+        "adapter": text(["", "", "", "strang"])
+    }
+    answer = loop.run(llm.predict(columns))
+    errors = answer[ROW_ERROR]
+    assert errors[0] is None
+    assert "maximum context length is 256" in errors[1]
+    assert "expected text, got ''" in errors[2]
+    assert "no adapter 'strang'. Did you mean 'strange'?" in errors[3]
+    assert answer["text"][0]
+
+
+def test_an_adapter_is_chosen_by_row(llm: LLM, loop: asyncio.Runner):
+    prompts = models.prompts(8)
+    plain = loop.run(llm.predict(rows(prompts)))["text"]
+    mixed = rows(prompts) | {"adapter": text(["", "strange"] * 4)}
+    both = loop.run(llm.predict(mixed))["text"]
+    assert both[::2].tolist() == plain[::2].tolist()
+    assert (both[1::2] != plain[1::2]).any()
+
+
+def test_a_stream_joins_to_the_same_text(llm: LLM, loop: asyncio.Runner):
+    async def collect() -> list[Columns]:
+        return [part async for part in llm.stream(rows(["why is my flight late"], budget=12))]
+
+    parts = loop.run(collect())
+    whole = loop.run(llm.predict(rows(["why is my flight late"], budget=12)))
+    assert "".join(part["text"][0] for part in parts) == whole["text"][0]
+    assert len(parts) > 2
+    assert parts[-1]["completion_tokens"][0] == whole["completion_tokens"][0]
+    assert parts[-1]["finish_reason"][0] == whole["finish_reason"][0]
+    with pytest.raises(InputError, match="one row can be streamed at a time, got 2"):
+        loop.run(anext(llm.stream(rows(["a", "b"]))))
+
+
+def test_structured_outputs_hold_whatever_the_weights_say(llm: LLM, loop: asyncio.Runner):
+    schema = {
+        "type": "object",
+        "properties": {"gate": {"enum": ["A1", "B2"]}, "late": {"type": "boolean"}},
+        "required": ["gate", "late"],
+        "additionalProperties": False,
+    }
+    columns = rows(["which gate", "hello", "flight"], budget=60)
+    columns["shape"] = text([{"json": schema}, {"regex": r"[0-9]{3}"}, {"choice": ["yes", "no"]}])
+    llm.by_row["structured_outputs"] = "shape"
+    try:
+        first, second, third = loop.run(llm.predict(columns))["text"]
+    finally:
+        del llm.by_row["structured_outputs"]
+    assert set(json.loads(first)) == {"gate", "late"}
+    assert len(second) == 3
+    assert second.isdigit()
+    assert third in ("yes", "no")
+
+
+def test_chats_go_through_the_models_template(llm: LLM, loop: asyncio.Runner):
+    chat = [{"role": "user", "content": "hello"}]
+    columns = rows(["<|user|>hello</s><|assistant|>"] * 2)
+    expected = loop.run(llm.predict(columns))
+    llm.messages = "chat"
+    try:
+        answer = loop.run(llm.predict(columns | {"chat": text([chat, json.dumps(chat)])}))
+    finally:
+        llm.messages = None
+    assert answer["text"].tolist() == expected["text"].tolist()
+    assert answer["prompt_tokens"].tolist() == expected["prompt_tokens"].tolist()
+
+
+def test_what_a_request_costs_is_counted_where_the_engine_gives_it_out(
+    llm: LLM, loop: asyncio.Runner
+):
+    async def costs() -> tuple[Usage, Usage, Columns]:
+        whole, streamed = Usage(), Usage()
+        USAGE.set(whole)
+        answer = await llm.predict(rows(["hello", "how late is my flight"]))
+        USAGE.set(streamed)
+        async for _ in llm.stream(rows(["how late is my flight"])):
+            pass
+        return whole, streamed, answer
+
+    whole, streamed, answer = loop.run(costs())
+    assert whole.prompt_tokens == answer["prompt_tokens"].sum()
+    assert whole.completion_tokens == answer["completion_tokens"].sum()
+    assert streamed.prompt_tokens == answer["prompt_tokens"][1]
+    assert streamed.completion_tokens == answer["completion_tokens"][1]
+
+
+def test_a_cancelled_call_aborts_its_sequences(llm: LLM, loop: asyncio.Runner):
+    async def cancel() -> int:
+        call = asyncio.ensure_future(llm.predict(rows(models.prompts(64), budget=200)))
+        await until(lambda: llm.sequences() == 64)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await until(lambda: not llm.sequences())
+        return llm.sequences()
+
+    assert loop.run(cancel()) == 0
+
+
+def test_the_cpu_engine_says_that_it_cannot_sleep(llm: LLM, loop: asyncio.Runner):
+    with pytest.raises(ConfigError, match="no sleep mode on a CPU"):
+        loop.run(llm.sleep())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"engine": {"max_model_length": 5}}, "'max_model_length' .* mean 'max_model_len'"),
+        ({"engine": {"max_model_len": "many"}}, "max_model_len"),
+        ({"sampling": {"temprature": 1}}, "'temprature' .* mean 'temperature'"),
+        ({"sampling": {"temperature": -1}}, "temperature"),
+    ],
+)
+def test_options_that_vllm_does_not_take_are_named(llama: Path, options: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        LLM(str(llama), **options).setup()
+
+
+def test_options_of_the_node_are_checked_where_it_is_written(llama: Path):
+    with pytest.raises(ConfigError, match="needs loras"):
+        LLM(str(llama), lora="adapter")
+    with pytest.raises(ConfigError, match="one text for a row"):
+        LLM(str(llama), sampling={"n": 2})
+
+
+def test_sampling_parameters_read_structured_outputs():
+    params = sampling_params({"structured_outputs": {"choice": ["a"]}, "max_tokens": 3})
+    assert params.structured_outputs.choice == ["a"]
+
+
+# --- the OpenAI API of the same engine, over real sockets ----------------------------------
+
+
+@contextlib.asynccontextmanager
+async def served(executor: Executor, gateway: GatewayArgs | None = None) -> AsyncIterator[str]:
+    """The URL of the graph's app on the HTTP server that replicas run it on."""
+    llm = executor.nodes[executor.steps[0].name]
+    batcher = Batcher(executor.run, Batch(), max_inflight=64)
+    app = graph_app(executor.plan, batcher, max_body_bytes=100_000, gateway=gateway)
+    assert engine_step(executor.plan) is executor.steps[0]
+    app.openai = OpenAIDoor(await llm.openai_app(), app.frontend, llm.check_health)
+    config = uvicorn.Config(app, port=0, log_level="warning", http=LeanProtocol)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server.serve())
+    await until(lambda: server.started)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        await running
+
+
+def asked(**more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": "how late is my flight", "temperature": 0} | more
+
+
+def test_the_graphs_own_endpoint_and_the_openai_api_say_the_same(
+    executor: Executor, loop: asyncio.Runner
+):
+    async def both() -> tuple[Any, Any, Any]:
+        async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            row = {"prompt": "how late is my flight", "budget": 8}
+            own = await client.post("/chat/predict", json={"rows": [row]})
+            theirs = await client.post("/v1/completions", json=asked(max_tokens=8))
+            adapted = await client.post("/v1/completions", json=asked(model="strange"))
+            return own.json(), theirs.json(), adapted.json()
+
+    own, theirs, adapted = loop.run(both())
+    assert own["rows"][0]["text"] == theirs["choices"][0]["text"]
+    assert own["rows"][0]["completion_tokens"] == theirs["usage"]["completion_tokens"]
+    assert adapted["choices"][0]["text"] != theirs["choices"][0]["text"]
+
+
+def test_a_hundred_clients_that_hang_up_leave_nothing_behind(
+    executor: Executor, llm: LLM, loop: asyncio.Runner
+):
+    async def hang_up(url: str) -> None:
+        body = asked(max_tokens=240, stream=True, ignore_eos=True)
+        async with (
+            httpx.AsyncClient(timeout=120) as client,
+            client.stream("POST", f"{url}/v1/completions", json=body) as answer,
+        ):
+            assert answer.status_code == 200
+            await anext(answer.aiter_lines())
+
+    async def crowd() -> tuple[int, float, int]:
+        async with served(executor) as url:
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                await client.post("/v1/completions", json=asked())
+            before = len(asyncio.all_tasks())
+            await asyncio.gather(*(hang_up(url) for _ in range(100)))
+            await until(lambda: not llm.sequences() and len(asyncio.all_tasks()) <= before)
+            # The engine reports its cache when it steps.
+            async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+                await client.post("/v1/completions", json=asked(max_tokens=1))
+            await until(lambda: kv_use() == 0.0)
+            return llm.sequences(), kv_use(), len(asyncio.all_tasks()) - before
+
+    sequences, used, tasks = loop.run(crowd())
+    assert sequences == 0
+    assert used == 0.0
+    assert tasks <= 0
+
+
+def kv_use() -> float:
+    """The part of the KV cache that is in use, as vLLM's own metric has it."""
+    found = REGISTRY.get_sample_value(
+        "vllm:kv_cache_usage_perc", {"model_name": "tiny", "engine": "0"}
+    )
+    assert found is not None
+    return found
+
+
+def test_the_gateway_guards_the_openai_api_and_counts_tokens(
+    executor: Executor, loop: asyncio.Runner, tmp_path: Path
+):
+    key, record = new_key("ann", ("chat",))
+    write_keys(tmp_path / "keys", [record])
+    gateway = GatewayArgs(api_keys=tmp_path / "keys", limits=LimitArgs(tokens="40/day"))
+
+    async def calls() -> list[httpx.Response]:
+        async with (
+            served(executor, gateway) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            known = {"Authorization": f"Bearer {key}"}
+            stranger = await client.post("/v1/completions", json=asked())
+            listed = await client.get("/v1/models", headers=known)
+            hidden = await client.get("/metrics", headers=known)
+            streamed = asked(max_tokens=20, stream=True, ignore_eos=True)
+            first = await client.post("/v1/completions", json=streamed, headers=known)
+            more = asked(max_tokens=20, ignore_eos=True)
+            second = await client.post("/v1/completions", json=more, headers=known)
+            third = await client.post("/v1/completions", json=more, headers=known)
+            large = asked(prompt="x" * 200_000)
+            too_large = await client.post("/v1/completions", json=large, headers=known)
+            return [stranger, listed, first, second, third, too_large, hidden]
+
+    answers = loop.run(calls())
+    assert [answer.status_code for answer in answers] == [401, 200, 200, 200, 429, 413, 404]
+    stranger, listed, _, _, third, too_large, _ = answers
+    assert stranger.headers["www-authenticate"] == "Bearer"
+    assert stranger.json()["error"]["code"] == "unauthenticated"
+    assert {model["id"] for model in listed.json()["data"]} == {"tiny", "strange"}
+    assert third.json()["error"]["code"] == "rate_limited"
+    assert int(third.headers["retry-after"]) >= 1
+    assert too_large.json()["error"]["code"] == "body_too_large"
+    assert all(answer.headers["x-request-id"] for answer in answers)
+
+
+def test_a_deadline_ends_a_stream_with_an_error_event(
+    executor: Executor, llm: LLM, loop: asyncio.Runner
+):
+    async def late() -> str:
+        async with (
+            served(executor, GatewayArgs()) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            body = asked(max_tokens=200, n=8, temperature=1, stream=True, ignore_eos=True)
+            headers = {"X-Request-Timeout-Ms": "60"}
+            answer = await client.post("/v1/completions", json=body, headers=headers)
+            await until(lambda: not llm.sequences())
+            return answer.text
+
+    text = loop.run(late())
+    assert "deadline_exceeded" in text
+    assert len(text.split("data: ")) < 1600, "it was not ended"
+
+
+@pytest.mark.flaky(reruns=0)
+def test_a_dead_engine_is_no_fault_of_the_rows(llm: LLM, loop: asyncio.Runner):
+    """Last of those with this engine: it is gone afterwards."""
+
+    async def killed() -> None:
+        call = asyncio.ensure_future(llm.predict(rows(models.prompts(64), budget=200)))
+        await until(lambda: llm.sequences() == 64)
+        for pid in processes:
+            os.kill(pid, signal.SIGKILL)
+        with pytest.raises(RetryLaterError, match="being replaced: try again"):
+            await asyncio.wait_for(call, 60)
+
+    processes = llm.engine_processes()
+    loop.run(killed())
+    with pytest.raises(RetryLaterError, match="has ended"):
+        llm.check_health()
+    llm.teardown()
+    assert not any(_lives(pid) for pid in processes)
+
+
+# --- embeddings -----------------------------------------------------------------------------
+
+
+def test_embeddings_are_those_of_the_model(minilm: Path):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["my flight is late", "when does the plane arrive", "refund my ticket"]
+    tokenizer, model = AutoTokenizer.from_pretrained(minilm), AutoModel.from_pretrained(minilm)
+    read = tokenizer(texts, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        hidden = model(**read).last_hidden_state
+    mask = read["attention_mask"][..., None]
+    expected = torch.nn.functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=1).numpy()
+
+    engine = {"enforce_eager": True, "dtype": "float32", "max_model_len": 128}
+    node = Embed(str(minilm), engine=engine, environment=ENVIRONMENT)
+    node.setup()
+
+    async def calls() -> tuple[Columns, Any, Any]:
+        columns = await node.predict({"text": text([*texts, ""])})
+        transport = httpx.ASGITransport(await node.openai_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            body = {"model": str(minilm), "input": texts}
+            vectors = await client.post("/v1/embeddings", json=body)
+            body = {"model": str(minilm), "text_1": texts[0], "text_2": texts[1:]}
+            return columns, vectors.json(), (await client.post("/score", json=body)).json()
+
+    try:
+        found, vectors, scores = asyncio.run(calls())
+    finally:
+        node.teardown()
+    for position, row in enumerate(vectors["data"]):
+        np.testing.assert_allclose(row["embedding"], found["embedding"][position], atol=1e-5)
+    likeness = [float(expected[0] @ other) for other in expected[1:]]
+    assert [row["score"] for row in scores["data"]] == pytest.approx(likeness, abs=2e-3)
+    assert found["embedding"].dtype == np.float32
+    np.testing.assert_allclose(found["embedding"][:3], expected, atol=2e-3)
+    assert "expected text" in found[ROW_ERROR][3]
+
+
+# --- how a parent may end -------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+PARENT = """
+import json, sys, time
+from twinpath.nodes.llm import LLM
+
+if __name__ == "__main__":
+    model, engine, environment = json.loads(sys.argv[1])
+    node = LLM(model, engine=engine, environment=environment)
+    node.setup()
+    print(json.dumps(node.engine_processes()), flush=True)
+    time.sleep(600)
+"""
+
+
+def test_no_process_of_an_engine_outlives_a_parent_that_is_killed(llama: Path, tmp_path: Path):
+    script = tmp_path / "parent.py"
+    script.write_text(PARENT)
+    given = json.dumps([str(llama), ENGINE, ENVIRONMENT])
+    parent = subprocess.Popen(
+        [sys.executable, str(script), given],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+    )
+    try:
+        assert parent.stdout is not None
+        line = next((line for line in parent.stdout if line.startswith(b"[")), b"[]")
+        processes = json.loads(line)
+        assert len(processes) >= 2, "an engine has a core and a worker"
+        assert all(Path(f"/proc/{pid}").exists() for pid in processes)
+    finally:
+        parent.kill()
+        parent.wait()
+    deadline_s = time.monotonic() + 60
+    while (left := [p for p in processes if _lives(p)]) and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    assert left == []
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return ") Z" not in Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
