@@ -16,14 +16,12 @@ from twinpath import Node
 from twinpath.errors import ConfigError
 from twinpath.graph.columns import Columns
 
-#: The columns of the models' input matrix, in order.
+#: The columns of the models' input matrix, in order, and their types.
 FEATURES = (*STATIC, *LOOKED_UP)
+FEATURE_TYPES = dict.fromkeys(FEATURES, "float32") | {TREND: "float64"}
 
 #: Between these a first opinion counts as a close call and gets a second one.
 CLOSE_CALL = (0.4, 0.6)
-
-#: Their column types.
-FEATURE_TYPES = dict.fromkeys(FEATURES, "float32") | {TREND: "float64"}
 
 
 class DelayModel(Node):
