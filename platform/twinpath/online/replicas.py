@@ -8,14 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from twinpath.errors import TwinpathError
-from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.columns import Columns, Outcome, joined, row_count
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.nodes.llm_load import EngineLoad
+from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
-from twinpath.online.autoscaling import LOAD
+from twinpath.online.autoscaling import KV_USE, LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.capturing import capture
+from twinpath.online.engine_metrics import EngineMetrics
 from twinpath.online.environment import slow_path
 from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
@@ -53,9 +56,9 @@ class Ingress(GrpcMethods):
         self._controller, self._rollout_args = controller, given.rollouts
         self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
-        #: The engine that the whole graph is, if it is one, and the task that ends with it.
+        #: The engine that the whole graph is, if it is one, and the tasks that look after it.
         self._engine: Any = None
-        self._watch: asyncio.Task[None] | None = None
+        self._watches: list[asyncio.Task[None]] = []
         self._gateway, self._version = given.gateway, given.version
         self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
@@ -64,7 +67,8 @@ class Ingress(GrpcMethods):
             for step in plan.placed
             if step.placement is not None and step.placement.replicas.min > 0
         }
-        remotes = {name: _remote(handle) for name, handle in handles.items()}
+        by_row = {step.name for step in plan.placed if routes_rows(step)}
+        remotes = {name: _remote(handle, name in by_row) for name, handle in handles.items()}
         self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
         self._executor.setup()
         self._batcher = Batcher(
@@ -116,7 +120,11 @@ class Ingress(GrpcMethods):
             app.openai = OpenAIDoor(
                 await self._engine.openai_app(), app.frontend, self._engine.check_health
             )
-            self._watch = asyncio.create_task(end_with(self.check_health))
+            engine = EngineMetrics(self._plan.graph_name, replica, samples, ray_metric)
+            self._watches = [
+                asyncio.create_task(end_with(self.check_health)),
+                asyncio.create_task(engine.publish()),
+            ]
         app.frontend.plane.live_versions = self._live_versions
         app.frontend.plane.notes = self._notes
         self._app = app
@@ -173,7 +181,10 @@ class Ingress(GrpcMethods):
         if self._engine is not None:
             # Rows that run are sequences of the engine, as the OpenAI API's requests are.
             running = self._engine.sequences()
-        return {LOAD: float(waiting + running)}
+        stats = {LOAD: float(waiting + running)}
+        if self._engine is not None:
+            stats[KV_USE] = float(self._engine.load.kv_use)
+        return stats
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -187,8 +198,8 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
-        if self._watch is not None:
-            self._watch.cancel()
+        for watch in self._watches:
+            watch.cancel()
         await self._batcher.close()
         if self._side is not None:
             await self._side.close()
@@ -250,7 +261,11 @@ class PlacedNode:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        stats = {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        load = getattr(self._runner.node, "load", None)
+        if isinstance(load, EngineLoad):
+            stats[KV_USE] = float(load.kv_use)
+        return stats
 
     async def __del__(self) -> None:
         if hasattr(self, "_batcher"):
@@ -286,12 +301,24 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _remote(handle: Any) -> NodeCall:
+def routes_rows(step: Step) -> bool:
+    """Whether the rows of a batch go to replicas one by one: for engines, where a row's work is
+    worth a call, and its prompt says which replica has seen its beginning."""
+    several = step.placement is not None and step.placement.replicas.max > 1
+    return several and getattr(step.node, "routed_by", None) is not None
+
+
+def _remote(handle: Any, by_row: bool) -> NodeCall:
     async def call(columns: Columns) -> Outcome:
         outcome: Outcome = await _unwrapped(handle.remote(columns))
         return outcome
 
-    return call
+    async def call_by_row(columns: Columns) -> Outcome:
+        rows = range(row_count(columns))
+        parts = [{name: values[i : i + 1] for name, values in columns.items()} for i in rows]
+        return joined(await asyncio.gather(*map(call, parts)))
+
+    return call_by_row if by_row else call
 
 
 async def _answers(handle: Any) -> bool:
