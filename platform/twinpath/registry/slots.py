@@ -47,6 +47,8 @@ _PASSING = ("registry", "artifact", "memory_budget", "missing_extra")
 #: (A lower priority of the loading thread makes this worse: it holds the interpreter while it waits
 #: for a CPU.)
 _SWITCH_S = 0.00002
+#: CPython's own.
+_USUAL_SWITCH_S = 0.005
 _TICK_S = 1.0
 #: Looking for what can go back to the system stops everything for a moment; smaller versions leave
 #: room that the next one takes.
@@ -243,7 +245,6 @@ class Slots:
                 _LOG.exception("model %s: a change of versions failed", self.name)
 
     def _load(self, version: str) -> None:
-        before_s = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         try:
             slot = self._loaded(version)
@@ -259,7 +260,7 @@ class Slots:
                 self._slots[version] = slot
             event = Loaded(version)
         finally:
-            sys.setswitchinterval(before_s)
+            sys.setswitchinterval(_USUAL_SWITCH_S)
         self._post(event)
         if isinstance(event, Loaded) and slot.info.refused:
             self._tag(version, None)
