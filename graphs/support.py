@@ -15,7 +15,7 @@ from twinpath import Batch, Graph, Replicas, col
 from twinpath.nodes.llm import LLM
 
 #: Below this confidence the examples do not decide.
-SURE = 0.45
+SURE = 0.4
 
 
 class Message(BaseModel):
@@ -45,14 +45,15 @@ def support(
     num_gpus: float = 0,
     replicas: Replicas | None = None,
     fused: bool = False,
+    max_reply_chars: int = 400,
 ) -> Graph:
     """The graph of two models' folders. The engine has replicas of its own unless ``fused``."""
     graph = Graph("support", input=Message, output=Reply)
     writer = LLM(
         llm, messages="chat", output="verdict", engine=engine, environment=environment,
         sampling={
-            "temperature": 0.0, "max_tokens": 160,
-            "structured_outputs": {"json": verdict_schema()},
+            "temperature": 0.0, "max_tokens": 60 + max_reply_chars,
+            "structured_outputs": {"json": verdict_schema(max_reply_chars)},
         },
     )  # fmt: skip
     if not fused:

@@ -38,14 +38,14 @@ class Verdict(BaseModel):
     reply: str
 
 
-def verdict_schema() -> dict[str, Any]:
+def verdict_schema(max_reply_chars: int = 400) -> dict[str, Any]:
     """JSON schema of a verdict, with the intents that there are."""
     return {
         "type": "object",
         "properties": {
             "intent": {"enum": [*intents(), OTHER]},
             "urgent": {"type": "boolean"},
-            "reply": {"type": "string", "maxLength": 60},
+            "reply": {"type": "string", "minLength": 1, "maxLength": max_reply_chars},
         },
         "required": ["intent", "urgent", "reply"],
         "additionalProperties": False,

@@ -14,10 +14,11 @@ from twinpath import Graph
 from twinpath.graph.stage import Executor
 from twinpath.nodes.llm import LLM
 
-#: Small, and the same for every engine, so that what they write can be compared.
+#: Small, and the same for every engine, so that what they write can be compared. In float32, so
+#: that what a sequence is batched with cannot tip the balance between two tokens.
 ENGINE = {
-    "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "bfloat16",
-    "seed": 0, "disable_log_stats": False,
+    "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "float32",
+    "seed": 0,
 }  # fmt: skip
 #: Of those that are served, and of `vllm serve` beside them.
 SERVED = {**ENGINE, "max_model_len": 512, "max_num_seqs": 64, "served_model_name": "tiny"}
@@ -65,7 +66,11 @@ def executor(llama: Path, lora: Path) -> Iterator[Executor]:
     node = LLM(
         str(llama), lora="adapter", loras={"strange": str(lora)}, by_row={"max_tokens": "budget"},
         sampling={"temperature": 0.0}, environment=ENVIRONMENT,
-        engine={**ENGINE, "enable_prefix_caching": True, "served_model_name": "tiny"},
+        engine={
+            **ENGINE, "enable_prefix_caching": True, "served_model_name": "tiny",
+            # Random weights would write blanks for ever.
+            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+        },
         openai={"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
     )  # fmt: skip
     graph = Graph("chat", input=Ticket, output=Reply)

@@ -26,7 +26,7 @@ def vllm_serve(
     for name, value in options.items():
         flag = name.replace("_", "-")
         if isinstance(value, bool):
-            command.append(f"--{flag}" if value else f"--no-{flag}")
+            command += [f"--{flag}"] if value else []
         else:
             command += [f"--{flag}", str(value)]
     with log.open("wb") as sink:

@@ -70,10 +70,8 @@ def ask_everything(url: str) -> Answers:
     chats = [[{"role": "user", "content": text}] for text in texts]
     answers: Answers = {}
     answers["completions"] = [
-        api.completions.create(
-            prompt=text, max_tokens=TOKENS, logprobs=2, n=1 + i % 2, **greedy
-        ).model_dump()
-        for i, text in enumerate(texts[:50])
+        api.completions.create(prompt=text, max_tokens=TOKENS, logprobs=2, **greedy).model_dump()
+        for text in texts[:50]
     ]
     answers["chat"] = [
         api.chat.completions.create(messages=chat, max_tokens=TOKENS, **greedy).model_dump()
@@ -101,6 +99,12 @@ def ask_everything(url: str) -> Answers:
     answers["responses"] = [
         api.responses.create(input=text, max_output_tokens=TOKENS, **greedy).model_dump()
         for text in texts[180:]
+    ]
+    answers["several choices, with a seed"] = [
+        api.completions.create(
+            model="tiny", prompt=text, max_tokens=TOKENS, n=2, temperature=0.7, seed=7
+        ).model_dump()
+        for text in texts[:5]
     ]
     http = httpx.Client(base_url=url, timeout=60)
     for path in ("/tokenize", "/detokenize"):
@@ -155,7 +159,16 @@ def answered(session: ServeSession) -> Answers:
 
 @pytest.mark.parametrize(
     "endpoint",
-    ["completions", "chat", "responses", "/tokenize", "/detokenize", "refused", "models"],
+    [
+        "completions",
+        "chat",
+        "responses",
+        "several choices, with a seed",
+        "/tokenize",
+        "/detokenize",
+        "refused",
+        "models",
+    ],
 )
 def test_answers_are_those_of_vllm_serve(endpoint: str, expected: Answers, answered: Answers):
     assert expected[endpoint]
@@ -182,6 +195,21 @@ def test_the_short_way_is_taken_and_counted_by_serve(session: ServeSession):
     assert answer.headers.get_list("x-request-id") == ["abc-1"]
 
 
+def test_the_engines_metrics_are_exported(session: ServeSession, answered: Answers):
+    wanted = (
+        "ray_vllm_time_to_first_token_seconds_bucket", "ray_vllm_inter_token_latency_seconds_count",
+        "ray_vllm_kv_cache_usage_perc", "ray_vllm_prefix_cache_hits_total",
+        "ray_vllm_generation_tokens_total", "ray_vllm_num_requests_waiting",
+    )  # fmt: skip
+
+    def exported() -> bool:
+        found = json.loads((session.folder / "prom_metrics_service_discovery.json").read_text())
+        lines = httpx.get(f"http://{found[0]['targets'][0]}/metrics", timeout=30).text.splitlines()
+        return all(any(line.startswith(name) for line in lines) for name in wanted)
+
+    until(exported, 120, "the engine's metrics")
+
+
 class Stream(threading.Thread):
     """A long stream, and how it ended."""
 
@@ -195,7 +223,7 @@ class Stream(threading.Thread):
 
     def run(self) -> None:
         body = {
-            "model": "tiny", "prompt": f"{self._number} hello", "max_tokens": 450, "stream": True,
+            "model": "tiny", "prompt": f"{self._number} hello", "max_tokens": 480, "stream": True,
             "temperature": 0, "ignore_eos": True,
         }  # fmt: skip
         try:

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from twinpath.cli.features import features
 from twinpath.cli.keys import keys
 from twinpath.cli.memory import plan_memory
 from twinpath.cli.models import models
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(keys, name="keys")
+app.add_typer(features, name="features")
 app.add_typer(models, name="models")
 app.add_typer(rollout, name="rollout")
 app.command("dev-cert")(dev_cert)

@@ -4,7 +4,7 @@ import inspect
 import shutil
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from twinpath.offline.stages import StageCall
 if TYPE_CHECKING:
     from ray.data import Dataset
 
+    from twinpath.features.sink import FeatureSink
+
 #: Share of a CPU that a fused actor asks for; the rest lets reads and writes be scheduled, also
 #: on a single CPU.
 FUSED_NUM_CPUS = 0.5
@@ -30,7 +32,8 @@ BLOCKS_PER_WORKER = 6
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a job did. ``duration_s`` counts from start of execution to the last file written;
-    ``resumed_rows`` of the rows were done before, by earlier attempts."""
+    ``resumed_rows`` of the rows were done before, by earlier attempts; ``pushed`` of them were
+    written to a feature view afterwards."""
 
     rows: int
     dead_letters: int
@@ -38,6 +41,7 @@ class Summary:
     sink: str
     dead_letters_path: str
     resumed_rows: int = 0
+    pushed: int = 0
 
     @property
     def rows_per_s(self) -> float:
@@ -54,7 +58,9 @@ class Job:
     copy to the output. Rows that fail go to ``dead_letters`` (default: ``<sink>.dead_letters``).
     ``batch_size`` is in rows; ``workers`` is the number of actors of each fused stage (default:
     the CPUs that are free in the cluster). ``features`` says whether feature nodes give what was
-    known at each row's moment, or read the online store as it is now. Raises BatchJobError.
+    known at each row's moment, or read the online store as it is now. ``push_to`` is a
+    `FeatureSink`, or the name of a view in the repository of the graph's FeatureLookup: once the
+    sink is complete, its rows become features there. Raises BatchJobError.
 
     With ``resume=True`` the job commits batch by batch. Killed at any moment and run again, it
     leaves out the rows that are done, and sink and dead letters hold each row exactly once; see
@@ -76,6 +82,7 @@ class Job:
         resume: bool = False,
         in_flight: int = 1,
         features: FeatureTime = "as_of",
+        push_to: "FeatureSink | str | None" = None,
     ) -> None:
         if features not in ("as_of", "now"):
             raise BatchJobError(f"features={features!r}: expected 'as_of' or 'now'")
@@ -92,6 +99,7 @@ class Job:
                 f"keep={sorted(clash)} are also output columns of graph {plan.graph_name!r}: "
                 "leave them out of keep, or rename them in the source"
             )
+        self.push_to = None if push_to is None else _feature_sink(plan, push_to)
 
     def dataset(self) -> "Dataset":
         """The lazy output dataset: output columns, ``keep``, and ``__error__`` (JSON text; empty
@@ -109,20 +117,26 @@ class Job:
         (and ``overwrite`` is not set) or the source lacks a column."""
         if self.sink is None or self.dead_letters is None:
             raise BatchJobError("this job has no sink: give one, or read job.dataset()")
-        if self.resume:
-            return self._run_resumable(self.sink, self.dead_letters)
+        if self.push_to is not None:
+            self.push_to.check([*self.plan.output_schema.fields, *self.keep])
+        way = self._run_resumable if self.resume else self._run_once
+        done = way(self.sink, self.dead_letters)
+        if self.push_to is None or not done.rows:
+            return done
+        return replace(done, pushed=self.push_to.write(self.sink))
+
+    def _run_once(self, sink: Path, dead_letters: Path) -> Summary:
         self._prepare_sink()
         started = time.perf_counter()
-        self._pipeline(str(self.dead_letters)).write_parquet(
-            str(self.sink),
+        self._pipeline(str(dead_letters)).write_parquet(
+            str(sink),
             ray_remote_args={"num_cpus": IO_NUM_CPUS},
             concurrency=_io_tasks(self._workers()),
         )
         duration_s = time.perf_counter() - started
         return Summary(
-            count_rows(self.sink), count_rows(self.dead_letters), duration_s,
-            str(self.sink), str(self.dead_letters),
-        )  # fmt: skip
+            count_rows(sink), count_rows(dead_letters), duration_s, str(sink), str(dead_letters)
+        )
 
     def _run_resumable(self, sink: Path, dead_letters: Path) -> Summary:
         if self.overwrite:
@@ -254,6 +268,22 @@ class Job:
                     f"the source has no column {name!r}, which graph {self.plan.graph_name!r} "
                     f"needs.{did_you_mean(name, names)}"
                 )
+
+
+def _feature_sink(plan: Plan, push_to: "FeatureSink | str") -> "FeatureSink":
+    """The sink that is meant; a view's name is of the repository of the graph's lookups."""
+    from twinpath.features.sink import FeatureSink
+    from twinpath.nodes.features import FeatureLookup
+
+    if isinstance(push_to, FeatureSink):
+        return push_to
+    repos = [step.node.repo for step in plan.steps if isinstance(step.node, FeatureLookup)]
+    if not repos or any(repo != repos[0] for repo in repos):
+        raise BatchJobError(
+            f"push_to={push_to!r}: graph {plan.graph_name!r} has no FeatureLookup, or several with "
+            "different repositories: give FeatureSink(view, repo)"
+        )
+    return FeatureSink(push_to, repos[0])
 
 
 def count_rows(folder: Path) -> int:

@@ -1,0 +1,42 @@
+"""What a vLLM engine measures of itself, read from its own Prometheus metrics in this process."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+#: vLLM's metric → what it says. Histograms have buckets; counters end in ``_total`` when read.
+EXPORTED = {
+    "vllm:time_to_first_token_seconds": "Time from a request to its first token.",
+    "vllm:inter_token_latency_seconds": "Time between two tokens of a sequence.",
+    "vllm:e2e_request_latency_seconds": "Time from a request to its last token.",
+    "vllm:request_queue_time_seconds": "Time that a sequence waited in the engine.",
+    "vllm:num_requests_running": "Sequences in the engine's batch.",
+    "vllm:num_requests_waiting": "Sequences that wait for it.",
+    "vllm:kv_cache_usage_perc": "Part of the KV cache that is in use, 0 to 1.",
+    "vllm:prefix_cache_queries": "Prompt tokens looked for in the prefix cache.",
+    "vllm:prefix_cache_hits": "Prompt tokens found there.",
+    "vllm:prompt_tokens": "Tokens read.",
+    "vllm:generation_tokens": "Tokens written.",
+    "vllm:num_preemptions": "Sequences that lost their place in the KV cache.",
+}
+
+
+class Sample(NamedTuple):
+    """One value: the series' name, ``le`` of a bucket or "", the value, and what it says."""
+
+    name: str
+    le: str
+    value: float
+    text: str
+
+
+def samples() -> Iterator[Sample]:
+    """The engine's values now; a process has one engine that is looked at."""
+    from prometheus_client import REGISTRY
+
+    for metric in REGISTRY.collect():
+        text = EXPORTED.get(metric.name)
+        if text is None:
+            continue
+        for sample in metric.samples:
+            if not sample.name.endswith("_created"):
+                yield Sample(sample.name, sample.labels.get("le", ""), float(sample.value), text)
