@@ -14,8 +14,8 @@ from twinpath import Graph
 from twinpath.graph.stage import Executor
 from twinpath.nodes.llm import LLM
 
-#: Small, and the same for every engine, so that what they write can be compared. In float32, so that
-#: what a sequence is batched with cannot tip the balance between two tokens.
+#: Small, and the same for every engine, so that what they write can be compared. In float32, so
+#: that what a sequence is batched with cannot tip the balance between two tokens.
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "float32",
     "seed": 0,

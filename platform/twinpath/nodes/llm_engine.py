@@ -152,7 +152,8 @@ def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> 
     """vLLM's ``AsyncEngineArgs``. Raises ConfigError for what is none of its fields."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    known = set(fields)
     for name in options:
         if name not in known or name == "model":
             raise ConfigError(
@@ -166,9 +167,18 @@ def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> 
         # both kinds: one slot more than adapters, and it stays empty.
         given.setdefault("max_loras", loras + 1)
     try:
+        given = {name: _config(fields[name], value) for name, value in given.items()}
         return AsyncEngineArgs(model=model, **given)
     except (ValueError, TypeError) as error:
         raise ConfigError(f"engine options of model {model!r}: {error}") from None
+
+
+def _config(field: Any, value: Any) -> Any:
+    """A mapping as the config class that stands at this field of the arguments, if one does."""
+    if not isinstance(value, Mapping) or field.default_factory is dataclasses.MISSING:
+        return value
+    default = field.default_factory()
+    return type(default)(**value) if dataclasses.is_dataclass(default) else value
 
 
 def _closest(name: str, known: set[str]) -> str:
