@@ -65,7 +65,7 @@ class EngineNode(Node):
         assert self._guard is not None
         try:
             config = arguments.create_engine_config()
-        except (ValueError, TypeError, OSError) as error:
+        except refusals() as error:
             raise ConfigError(f"vLLM refuses the engine of model {self.model!r}: {error}") from None
         before = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
         # A forked process shows the environment of its parent's start, without the marker; and
@@ -148,6 +148,13 @@ def vllm_() -> Any:
         raise MissingExtraError("vllm", "llm") from None
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for arguments that it does not accept."""
+    from vllm.exceptions import VLLMError
+
+    return VLLMError, ValueError, TypeError, OSError
+
+
 def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> Any:
     """vLLM's ``AsyncEngineArgs``. Raises ConfigError for what is none of its fields."""
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -169,7 +176,7 @@ def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> 
     try:
         given = {name: _config(fields[name], value) for name, value in given.items()}
         return AsyncEngineArgs(model=model, **given)
-    except (ValueError, TypeError) as error:
+    except refusals() as error:
         raise ConfigError(f"engine options of model {model!r}: {error}") from None
 
 
