@@ -184,8 +184,9 @@ def _config(field: Any, value: Any) -> Any:
     """A mapping as the config class that stands at this field of the arguments, if one does."""
     if not isinstance(value, Mapping) or field.default_factory is dataclasses.MISSING:
         return value
-    default = field.default_factory()
-    return type(default)(**value) if dataclasses.is_dataclass(default) else value
+    default: Any = field.default_factory()
+    kind: Any = type(default)
+    return kind(**value) if dataclasses.is_dataclass(kind) else value
 
 
 def _closest(name: str, known: set[str]) -> str:
