@@ -6,12 +6,17 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks import (
+    feature_join,
     feature_lookup,
     feature_serving,
     gateway_cost,
+    llm_offline,
+    llm_routing,
     llm_serving,
+    memory,
     offline_flights,
     online_fused,
+    registry_swaps,
     rollout_cost,
     rollout_guard,
 )
@@ -23,12 +28,17 @@ ALL = {
     "online_fused": online_fused,
     "offline_flights": offline_flights,
     "gateway_cost": gateway_cost,
+    "memory": memory,
     "rollout_guard": rollout_guard,
     "rollout_cost": rollout_cost,
+    "registry_swaps": registry_swaps,
     "online": bench,
     "llm_serving": llm_serving,
     "feature_lookup": feature_lookup,
     "feature_serving": feature_serving,
+    "llm_offline": llm_offline,
+    "feature_join": feature_join,
+    "llm_routing": llm_routing,
 }
 ROUNDS = 3
 
@@ -59,7 +69,9 @@ def main() -> None:
         parser.error("name one benchmark, or pass --all")
     choice = publishing.chosen(given)
     if given.name != "online" and not choice.whole:
-        parser.error("--only, --peers, --connections and --seconds are the online benchmark's")
+        parser.error(
+            "--only, --peers, --connections, --seconds and --merge are the online benchmark's"
+        )
     for name in ALL if given.all else (given.name,):
         console.print(f"written: {_run(name, given.rounds, console, choice)}")
 

@@ -4,7 +4,9 @@ The gateway asks for an API key, counts a rate limit and writes a line of JSON f
 two are loaded in turns, so that the machine's drift cancels.
 """
 
+from pathlib import Path
 from statistics import median
+from typing import Any
 
 import yaml
 from rich.console import Console
@@ -37,11 +39,7 @@ def run(rounds: int, console: Console) -> list[Row]:
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT], env=variables) as session:
         key, record = new_key("bench")
         write_keys(session.folder / "keys", [record])
-        gateway = {
-            "api_keys": str(session.folder / "keys"),
-            "limits": {"rate": "1000000/second"},
-            "audit_log": str(session.folder / "audit.jsonl"),
-        }
+        gateway = gateway_of(session.folder)
         applications = [
             {
                 "name": way,
@@ -78,6 +76,15 @@ def run(rounds: int, console: Console) -> list[Row]:
             last = connections == CONNECTIONS[-1]
             rows.append(Row(at, unit, ours, plain, "without a gateway", target if last else None))
     return rows
+
+
+def gateway_of(folder: Path) -> dict[str, Any]:
+    """A key, a rate that nobody reaches, and an audit log."""
+    return {
+        "api_keys": str(folder / "keys"),
+        "limits": {"rate": "1000000/second"},
+        "audit_log": str(folder / "audit.jsonl"),
+    }
 
 
 def _url(session: ServeSession, way: str) -> str:

@@ -3,8 +3,9 @@
 from typing import Any
 
 from graphs.flights_model.decide import Decide
-from graphs.flights_model.nodes import CLOSE_CALL, DelayModel, SecondOpinion
+from graphs.flights_model.nodes import CLOSE_CALL, SecondOpinion
 from graphs.flights_model.preprocess import Preprocess
+from graphs.flights_model.registered import delay_model
 from graphs.flights_model.schema import DelayPrediction, FlightRequest, flights_dir
 from graphs.flights_model.store import lookup
 from twinpath import Graph, col
@@ -16,7 +17,7 @@ graph = Graph("flights", input=FlightRequest, output=DelayPrediction)
 with graph as flight:
     clean = Preprocess(data_dir)(flight)
     features = lookup(flights_dir())(clean)
-    score = DelayModel(data_dir)(features)
+    score = delay_model(flights_dir())(features)
     review = SecondOpinion(data_dir)(
         score, where=col("p_delay").between(*CLOSE_CALL), default={"reviewed": False}
     )

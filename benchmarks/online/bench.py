@@ -44,6 +44,8 @@ class Choice:
     servers: Sequence[str] = tuple(SERVERS)
     connections: Sequence[int] = CONNECTIONS
     seconds: int = SECONDS
+    #: Whether the rest of the kept result stays.
+    merge: bool = False
 
     @property
     def whole(self) -> bool:
@@ -94,10 +96,14 @@ def run(rounds: int, console: Console, choice: Choice) -> Measured:
                         try:
                             found = _measure(SERVERS[name], running[name], workloads, choice)
                         except Exception as error:  # an hour's run is not lost for one surprise
-                            del running[name]
-                            _note(
-                                console, measured, name, model, f"{type(error).__name__}: {error}"
-                            )
+                            reason = f"{type(error).__name__}: {error}"
+                            again = _started(SERVERS[name], model, workloads, servers)
+                            if isinstance(again, str):
+                                del running[name]
+                                _note(console, measured, name, model, reason)
+                            else:  # it misses this round
+                                running[name] = again
+                                console.print(f"{name} was started anew: {reason}", markup=False)
                             continue
                     for workload, connections, result in found:
                         measured.add(workload, name, connections, result)

@@ -54,6 +54,41 @@ class Measured:
         """Answers of all rounds that were no good."""
         return sum(load.bad for load in self.loads.get((workload, server, connections), ()))
 
+    def fill_from(self, earlier: "Measured") -> None:
+        """Take over from an earlier run what this one did not measure. A workload at a number of
+        connections comes from one run with all its servers, so that what is compared was always
+        measured together."""
+        mine = {(workload, connections) for workload, _, connections in self.loads}
+        models = {WORKLOADS[workload].model for workload, _ in mine}
+        for (workload, server, connections), loads in earlier.loads.items():
+            if (workload, connections) not in mine:
+                self.loads[workload, server, connections] = loads
+        for (server, model), reason in earlier.failures.items():
+            if model not in models:
+                self.failures[server, model] = reason
+        self.idle_percent = earlier.idle_percent | self.idle_percent
+
+    @classmethod
+    def from_document(cls, document: Mapping[str, Any]) -> "Measured":
+        """What a result file holds, of workloads and servers that there still are."""
+        names = {server.title: name for name, server in SERVERS.items()}
+        found = cls(idle_percent=dict(document["idle_percent"]))
+        for cell in document["measured"]:
+            name, workload = names.get(cell["server"]), cell["workload"]
+            if name is not None and workload in WORKLOADS:
+                loads = [Load(**load) for load in cell["rounds"]]
+                found.loads[workload, name, cell["connections"]] = loads
+        for each in document["failures"]:
+            if each["server"] in names:
+                found.failures[names[each["server"]], each["model"]] = each["reason"]
+        return found
+
+    def rounds(self) -> str:
+        """How many rounds each cell has, ``5`` or ``5 to 8``."""
+        counts = {len(loads) for loads in self.loads.values()} or {0}
+        least, most = min(counts), max(counts)
+        return str(least) if least == most else f"{least} to {most}"
+
     def connections(self) -> list[int]:
         """Those that were measured."""
         return sorted({connections for _, _, connections in self.loads})
@@ -117,10 +152,10 @@ def _at(workload: str, connections: int) -> str:
     return f"{workload}, {connections} connection{'s' if connections > 1 else ''}"
 
 
-def notes(measured: Measured, rounds: int, seconds: int) -> dict[str, Any]:
+def notes(measured: Measured, seconds: int) -> dict[str, Any]:
     """What the JSON document has beside its rows: all rounds, bad answers, and who is missing."""
     return {
-        "rounds": rounds,
+        "rounds": measured.rounds(),
         "seconds": seconds,
         "idle_percent": measured.idle_percent,
         "failures": [
@@ -137,13 +172,14 @@ def notes(measured: Measured, rounds: int, seconds: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def markdown(measured: Measured, found: Sequence[Row], rounds: int) -> str:
+def markdown(measured: Measured, found: Sequence[Row]) -> str:
     """Medians as tables, one for each workload, then targets and failures."""
     lines = [
         "# Online serving, measured",
         "",
-        f"Medians of {rounds} alternated rounds in one run. Cells are requests a second, then "
-        "p50 / p99 in milliseconds. The load generator runs on the same machine.",
+        f"Medians of {measured.rounds()} alternated rounds. Cells are requests a second, then "
+        "p50 / p99 in milliseconds. A workload at a number of connections was measured in one "
+        "run with all its servers. The load generator runs on the same machine.",
     ]
     connections = measured.connections()
     for workload in measured.workloads():
@@ -172,7 +208,7 @@ def markdown(measured: Measured, found: Sequence[Row], rounds: int) -> str:
 
 def _cell(measured: Measured, workload: str, server: str, connections: int) -> str:
     if (server, connections) not in {(s, c) for w, s, c in measured.loads if w == workload}:
-        return "failed"
+        return "failed" if (server, WORKLOADS[workload].model) in measured.failures else "–"
     per_s, p50_ms, p99_ms = (
         measured.median(workload, server, connections, figure) or 0.0 for figure in UNITS
     )

@@ -16,7 +16,7 @@ _COLUMNS = 2
 _FLOOR = 10.0
 
 
-def plot(measured: Measured, rounds: int, path: Path) -> None:
+def plot(measured: Measured, path: Path) -> None:
     """A panel for each workload: bars by connections, on a logarithmic scale, since servers are
     up to a hundred times apart."""
     mpl.use("Agg")
@@ -57,7 +57,7 @@ def plot(measured: Measured, rounds: int, path: Path) -> None:
     figure.legend(
         patches, [SERVERS[name].title for name in shown], loc="outside upper center",
         ncols=min(len(shown), 4), frameon=False, fontsize=10,
-        title=f"requests a second (logarithmic scale), medians over rounds: {rounds}",
+        title=f"requests a second (logarithmic scale), medians over rounds: {measured.rounds()}",
     )  # fmt: skip
     figure.savefig(path, dpi=120)
     plt.close(figure)

@@ -1,13 +1,14 @@
 """Where the online benchmark's result goes: table, JSON, Markdown and picture."""
 
 import argparse
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from rich.console import Console
 
 from benchmarks.online.bench import Choice, run
-from benchmarks.online.figures import CONNECTIONS, markdown, notes, rows
+from benchmarks.online.figures import CONNECTIONS, Measured, markdown, notes, rows
 from benchmarks.online.peers import SERVERS
 from benchmarks.online.picture import plot
 from benchmarks.online.workloads import WORKLOADS
@@ -37,28 +38,34 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=int, default=part.seconds, help="online: measured in each cell"
     )
+    parser.add_argument(
+        "--merge", action="store_true",
+        help="online: what is measured takes its place in the kept result, the rest of which stays",
+    )  # fmt: skip
 
 
 def chosen(given: argparse.Namespace) -> Choice:
     """What the options say."""
-    return Choice(given.only, given.peers, given.connections, given.seconds)
+    return Choice(given.only, given.peers, given.connections, given.seconds, given.merge)
 
 
 def run_and_publish(rounds: int | None, console: Console, choice: Choice) -> Path:
-    """Measure and write; the path of the JSON. Only the whole benchmark goes to ``results``."""
-    rounds = rounds or ROUNDS
-    measured = run(rounds, console, choice)
+    """Measure and write; the path of the JSON. Only the whole benchmark goes to ``results``,
+    or what is merged with it."""
+    measured = run(rounds or ROUNDS, console, choice)
+    earlier = RESULTS / "online.json"
+    if choice.merge and earlier.exists():
+        measured.fill_from(Measured.from_document(json.loads(earlier.read_text())))
     found = rows(measured)
-    folder = RESULTS if choice.whole else _PARTS
+    folder = RESULTS if choice.whole or choice.merge else _PARTS
     path = publish(
         "online", found, console,
-        beside=notes(measured, rounds, choice.seconds), folder=folder, picture=False,
+        beside=notes(measured, choice.seconds), folder=folder, picture=False,
         shown=[row for row in found if row.target],
     )  # fmt: skip
-    text = markdown(measured, found, rounds)
-    path.with_suffix(".md").write_text(text)
+    path.with_suffix(".md").write_text(markdown(measured, found))
     if measured.loads:
-        plot(measured, rounds, path.with_suffix(".png"))
+        plot(measured, path.with_suffix(".png"))
     return path
 
 

@@ -4,8 +4,6 @@
 makes its online store Redis instead of SQLite.
 """
 
-import contextlib
-import io
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
@@ -56,10 +54,10 @@ def make_repository(directory: Path) -> Path:
 
 def materialise(directory: Path, until: datetime = MOMENT) -> None:
     """Write the features that held at `until` to the online store."""
+    from twinpath.features.materialise import materialise as fill
     from twinpath.features.repo import FeatureRepo
 
     repo = FeatureRepo(repository(directory))
     for view in repo.service(SERVICE).views:
         held = timedelta(seconds=view.ttl_s or 0.0)
-        with contextlib.redirect_stdout(io.StringIO()):
-            repo.store.materialize(until - held, until, feature_views=[view.name])
+        fill(repo, start=until - held, end=until, views=[view.name])

@@ -3,7 +3,8 @@
 ``python -m graphs.flights_model.train [--dir DIR] [--again]``
 
 Trains on January to September, tests on October to December of 2013. Whatever is there already is
-reused. Writes ``<dir>/model/{delay,second}.joblib``, ``reasons.json`` and ``metrics.json``.
+reused. Writes ``<dir>/model/{delay,second}.joblib``, ``reasons.json`` and ``metrics.json``, and
+registers the delay model in ``<dir>/registry/mlflow.db``.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from graphs.flights_model.decide import THEMES
 from graphs.flights_model.features import LATE_MINUTES, build
 from graphs.flights_model.nodes import CLOSE_CALL, FEATURES, matrix, save_model
 from graphs.flights_model.preprocess import Preprocess
+from graphs.flights_model.registered import ensure_registered
 from graphs.flights_model.schema import flights_dir
 from graphs.flights_model.store import lookup, make_repository, materialise
 from twinpath.graph.columns import Columns
@@ -65,6 +67,7 @@ def ensure(directory: Path, *, again: bool = False) -> dict[str, Any]:
                 "training": round(time.perf_counter() - built, 2),
             }
             (out / "metrics.json").write_text(json.dumps(found, indent=2) + "\n")
+    ensure_registered(directory)
     read: dict[str, Any] = json.loads(metrics.read_text())
     return read
 

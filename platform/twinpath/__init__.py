@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from twinpath.errors import TwinpathError
+    from twinpath.features.sink import FeatureSink
     from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError
     from twinpath.graph.expressions import col
     from twinpath.graph.graph import Graph, Handle
@@ -23,6 +24,7 @@ __all__ = [
     "Batch",
     "Columns",
     "FeatureLookup",
+    "FeatureSink",
     "Graph",
     "Handle",
     "Node",
@@ -41,6 +43,7 @@ _HOMES = {
     "Batch": "graph.placement",
     "Columns": "graph.columns",
     "FeatureLookup": "nodes.features",
+    "FeatureSink": "features.sink",
     "Graph": "graph.graph",
     "Handle": "graph.graph",
     "Node": "graph.node",

@@ -7,6 +7,7 @@ TwinpathError
 │   ├── UnknownNodeError       unknown_node        500
 │   └── DuplicateNameError     duplicate_name      500
 ├── ConfigError                invalid_config      500  a config value or key is wrong
+│   └── MemoryPlanError        memory_plan         500  an engine does not fit into the memory
 ├── MissingExtraError          missing_extra       500  an optional dependency is not installed
 ├── InputError                 invalid_input       422  a row does not fit the input model
 │   ├── EmptyBodyError         empty_body          400
@@ -87,6 +88,12 @@ class ConfigError(TwinpathError):
     """A configuration key or value is wrong."""
 
     code = "invalid_config"
+
+
+class MemoryPlanError(ConfigError):
+    """An engine needs more memory than there is."""
+
+    code = "memory_plan"
 
 
 class MissingExtraError(TwinpathError):

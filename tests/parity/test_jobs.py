@@ -110,3 +110,28 @@ def test_a_source_that_cannot_be_read_is_refused_by_name(tmp_path):
 def test_keeping_a_column_that_the_graph_writes_is_refused(tmp_path):
     with pytest.raises(BatchJobError, match=r"\['tax'\] are also output columns"):
         graph.job(source(), tmp_path / "out", keep=["tax"])
+
+
+@pytest.mark.timeout(300)
+def test_a_resumable_job_gives_the_same_rows_and_a_finished_one_has_nothing_left_to_do(tmp_path):
+    frame = source(300)
+    frame.loc[7, "amount"] = -1.0
+    sink = tmp_path / "scored"
+
+    def job():
+        return graph.job(frame, sink, keep=["id"], workers=1, batch_size=40, resume=True)
+
+    done = job().run()
+    scored = pd.read_parquet(sink).sort_values("id")
+    dead = pd.read_parquet(tmp_path / "scored.dead_letters")
+    assert (done.rows, done.dead_letters, done.resumed_rows) == (298, 2, 0)
+    assert dead["id"].tolist() == [7, 12]
+    local = graph.run(frame[["amount"]])
+    assert scored["tax"].tolist() == local.columns["tax"].tolist()
+    assert scored["bulk"].tolist() == local.columns["bulk"].tolist()
+    assert set(scored.columns) == {"tax", "bulk", "id"}
+
+    again = job().run()
+    assert (again.rows, again.dead_letters, again.resumed_rows) == (298, 2, 300)
+    with pytest.raises(BatchJobError, match="another source"):
+        graph.job(source(299), sink, keep=["id"], resume=True).run()

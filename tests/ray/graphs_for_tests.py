@@ -120,6 +120,12 @@ with tight as number:
     tight.output(Slow(0.3)(number))
 tight_app = tight.app
 
+#: A few rows at a time in the ingress itself, so that the load on it is a queue.
+pausing = Graph("pausing", input=Number, output=Answer, batch=Batch(max_size=2))
+with pausing as number:
+    pausing.output(Slow(0.05)(number))
+pausing_app = pausing.app
+
 
 def __getattr__(name: str) -> Any:
     # Built when asked for, so that importing the graphs does not import Ray.

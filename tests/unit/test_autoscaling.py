@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpath import Replicas
-from twinpath.online.autoscaling import LOAD, desired_replicas, queue_depth_policy, serve_scaling
+from twinpath.online.autoscaling import (
+    KV_USE,
+    LOAD,
+    desired_replicas,
+    queue_depth_policy,
+    serve_scaling,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +60,20 @@ def context(**given: Any) -> Any:
 def test_rows_in_all_replicas_and_calls_at_handles_add_up():
     load = context(aggregated_metrics={LOAD: {"a": 3.0, "b": 4.0}}, total_queued_requests=2.0)
     assert queue_depth_policy(load) == (3, {"kept": 1})
+
+
+@pytest.mark.parametrize(
+    ("kv_use", "wanted"),
+    [({"a": 0.5}, 1), ({"a": 0.9}, 2), ({"a": 0.9, "b": 0.95}, 3), ({"a": 0.2, "b": 0.2}, 1)],
+)
+def test_full_caches_ask_for_replicas_while_the_queue_is_short(kv_use: Any, wanted: int):
+    load = context(aggregated_metrics={LOAD: {"a": 1.0}, KV_USE: kv_use})
+    assert queue_depth_policy(load)[0] == wanted
+
+
+def test_the_queue_and_the_caches_are_not_added_but_the_larger_demand_wins():
+    load = context(aggregated_metrics={LOAD: {"a": 12.0}, KV_USE: {"a": 0.9, "b": 0.9}})
+    assert queue_depth_policy(load)[0] == 4
 
 
 @pytest.mark.parametrize("metrics", [None, {}, {LOAD: {}}, {LOAD: None}, {"other": {"a": 99.0}}])

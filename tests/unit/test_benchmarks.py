@@ -1,9 +1,12 @@
 """What the benchmarks report; the measurements themselves are run by hand."""
 
+import contextlib
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -55,10 +58,13 @@ def test_the_list_names_what_can_be_run():
         [sys.executable, "-m", "benchmarks", "list"],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=True,
     )  # fmt: skip
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [
-        "online_fused", "offline_flights", "gateway_cost", "rollout_guard", "rollout_cost",
-        "online", "llm_serving", "feature_lookup", "feature_serving",
-    ]  # fmt: skip
+    named = {line.split()[0] for line in done.stdout.splitlines()}
+    written = {
+        path.stem
+        for path in (ROOT / "benchmarks").glob("*.py")
+        if re.search(r"^def run\(", path.read_text(), re.MULTILINE)
+    }
+    assert named == written | {"online"}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "benchmarks" / "results").glob("*.json")))
@@ -133,12 +139,58 @@ def test_the_online_benchmark_takes_medians_and_sets_the_targets_that_were_named
 
 def test_a_server_that_failed_stands_in_the_table_and_in_the_document():
     figures, found = _measured()
-    text = figures.markdown(found, figures.rows(found), 3)
+    text = figures.markdown(found, figures.rows(found))
     assert "| BentoML 1.4.39 | failed | failed |" in text
     assert "- BentoML 1.4.39, tabular: `the server ended: 1`" in text
-    assert figures.notes(found, 3, 4)["failures"] == [
+    assert figures.notes(found, 4)["failures"] == [
         {"server": "BentoML 1.4.39", "model": "tabular", "reason": "the server ended: 1"}
     ]
+
+
+def test_a_part_takes_its_place_in_the_kept_result_and_is_never_compared_with_an_older_run():
+    figures, kept = _measured()
+    document = json.loads(json.dumps(figures.notes(kept, 2)))
+    part = figures.Measured()
+    for server in ("twinpath", "triton"):
+        for _ in range(5):
+            part.add("tabular", server, 32, wrk.Load(100, 3.0, 9.0, 0))
+    part.fill_from(figures.Measured.from_document(document))
+    cells = {(server, c): len(loads) for (_, server, c), loads in part.loads.items()}
+    assert cells == {
+        ("twinpath", 32): 5, ("triton", 32): 5,
+        **{(server, 128): 3 for server in ("twinpath", "triton", "litserve", "serve")},
+    }  # fmt: skip
+    assert part.rounds() == "3 to 5"
+    assert "| LitServe 0.2.19 | – | 1,000 (3 / 9) |" in figures.markdown(part, [])
+
+
+def test_a_server_that_breaks_in_a_round_is_started_anew(monkeypatch, tmp_path: Path):
+    bench = pytest.importorskip("benchmarks.online.bench", exc_type=ImportError)
+    starts = []
+
+    @contextlib.contextmanager
+    def serve(model: str, folder: Path):
+        starts.append(model)
+        yield SimpleNamespace(
+            url=f"http://{len(starts)}", pause=lambda: None, resume=lambda: None, processes=list
+        )
+
+    def load(url: str, bodies: object, connections: int, seconds: int, headers: object):
+        if url.endswith("1") and connections == 32:
+            raise ConnectionError("it is gone")
+        return wrk.Load(100, 1.0, 2.0, 0)
+
+    monkeypatch.setattr(bench, "SERVERS", {"x": bench.Server("X", serve, "oip")})
+    monkeypatch.setattr(bench.models, "train", lambda folder: None)
+    monkeypatch.setattr(bench, "check", lambda *args: None)
+    monkeypatch.setattr(bench, "load", load)
+    monkeypatch.setattr(bench, "_IDLE_S", 0.01)
+    monkeypatch.setattr(bench.os, "environ", {})
+    monkeypatch.setenv("BENCHMARK_PEERS", str(tmp_path))
+    found = bench.run(3, Console(quiet=True), bench.Choice(("echo",), ("x",), (32,), 1))
+    assert starts == ["echo", "echo"]
+    assert found.failures == {}
+    assert len(found.loads["echo", "x", 32]) == 2, "the round in which it broke is missing"
 
 
 def test_a_server_that_does_not_start_is_tried_twice_and_noted(monkeypatch, tmp_path: Path):
@@ -162,7 +214,7 @@ def test_a_server_that_does_not_start_is_tried_twice_and_noted(monkeypatch, tmp_
 def test_bad_answers_stand_in_the_table():
     figures, found = _measured()
     found.add("tabular", "triton", 32, wrk.Load(8000, 3.0, 9.0, 7))
-    assert ", 7 bad |" in figures.markdown(found, [], 3)
+    assert ", 7 bad |" in figures.markdown(found, [])
 
 
 def test_every_peer_with_an_environment_has_every_package_pinned():

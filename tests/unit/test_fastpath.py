@@ -251,6 +251,85 @@ def test_the_connection_ends_when_the_client_wants_it(more: dict[str, Any], kept
     assert (headers.get("connection") == "close") is not kept
 
 
+class Clock:
+    """The part of an event loop that a connection's own timer needs, with time by hand."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.timers: list[tuple[float, Callable[[], None]]] = []
+
+    def time(self) -> float:
+        return self.now_s
+
+    def call_later(self, delay_s: float, call: Callable[[], None]) -> SimpleNamespace:
+        timer = (self.now_s + delay_s, call)
+        self.timers.append(timer)
+        return SimpleNamespace(cancel=lambda: self.timers.remove(timer))
+
+    def advance(self, seconds: float) -> None:
+        self.now_s += seconds
+        for timer in [timer for timer in self.timers if timer[0] <= self.now_s]:
+            self.timers.remove(timer)
+            timer[1]()
+
+
+def test_a_connection_is_closed_when_nothing_came_for_long_after_an_answer():
+    """Never before, and never while a request is being sent."""
+    _, fast, _ = setting()
+    clock = Clock()
+
+    async def answered(protocol: LeanProtocol, piece: bytes) -> None:
+        protocol.data_received(piece)
+        await asyncio.wait_for(_until(lambda: protocol.cycle.response_complete), 60)
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off", timeout_keep_alive=5)
+        config.load()
+        protocol = LeanProtocol(config, ServerState(), {}, clock)  # type: ignore[arg-type]
+        transport = Transport()
+        protocol.connection_made(transport)
+        for _ in range(3):
+            await answered(protocol, raw())
+            clock.advance(4)
+        assert not transport.closed, "it is busy every 4 s"
+        assert len(clock.timers) == 1, "one timer, however many requests"
+        protocol.data_received(raw()[:20])
+        clock.advance(100)
+        assert not transport.closed, "a request is on its way"
+        await answered(protocol, raw()[20:])
+        clock.advance(4.9)
+        assert not transport.closed
+        clock.advance(0.2)
+        assert transport.closed
+        protocol.connection_lost(None)
+        assert clock.timers == []
+
+    asyncio.run(scene())
+
+
+def test_a_connection_that_is_lost_leaves_no_timer():
+    _, fast, _ = setting()
+    clock = Clock()
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off")
+        config.load()
+        protocol = LeanProtocol(config, ServerState(), {}, clock)  # type: ignore[arg-type]
+        protocol.connection_made(Transport())
+        protocol.data_received(raw())
+        await asyncio.wait_for(_until(lambda: protocol.cycle.response_complete), 60)
+        assert len(clock.timers) == 1
+        protocol.connection_lost(None)
+        assert clock.timers == []
+
+    asyncio.run(scene())
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110  # what is waited for has no event
+        await asyncio.sleep(0.001)
+
+
 @pytest.mark.parametrize(
     "more",
     [

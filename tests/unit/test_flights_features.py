@@ -64,8 +64,8 @@ def look_up(directory, flights, as_of: datetime, weather=None):
             str(directory / "features" / f"{view.name}.parquet"),
         )
         joined = as_of_join(spec, columns, moment, Sources())
-        held = joined["__found__"][0]
-        found |= {name: float(joined[name][0]) if held else np.nan for name in view.values}
+        held = joined.found[0]
+        found |= {name: float(joined.values[name][0]) if held else np.nan for name in view.values}
     return found
 
 

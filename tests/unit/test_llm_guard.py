@@ -68,14 +68,20 @@ def test_the_end_of_a_guard_is_the_end_of_the_engine_and_of_nothing_else():
 def test_a_guard_waits_in_a_session_of_its_own():
     guard = EngineGuard()
     try:
-        [watcher] = [
-            int(pid.name)
-            for pid in Path("/proc").iterdir()
-            if pid.name.isdigit() and guard.marker.encode() in _line(pid)
-        ]
+        # A process has its own command line only once it has begun its program.
+        until(lambda: len(_watchers(guard)) == 1, "the watcher has begun")
+        [watcher] = _watchers(guard)
         assert os.getsid(watcher) != os.getsid(0)
     finally:
         guard.end()
+
+
+def _watchers(guard: EngineGuard) -> list[int]:
+    return [
+        int(pid.name)
+        for pid in Path("/proc").iterdir()
+        if pid.name.isdigit() and guard.marker.encode() in _line(pid)
+    ]
 
 
 def _line(folder: Path) -> bytes:

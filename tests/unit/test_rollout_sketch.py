@@ -14,6 +14,7 @@ from twinpath.rollout.sketch import OTHER, Report, merged
 
 ALL_BINS = [
     Bins(),
+    Bins(scale=Scale.PROBABILITY),
     Bins(scale=Scale.REAL),
     Bins(scale=Scale.LABEL),
     Bins.adapted(np.linspace(1000, 1010, 500)),
@@ -170,6 +171,11 @@ def test_what_is_not_finite_has_a_bin_of_its_own(bins):
 def test_rare_and_sure_probabilities_are_told_apart():
     index = Bins().index(np.array([0.001, 0.002, 0.5, 0.998, 0.999]))
     assert len(set(index.tolist())) == 5
+
+
+@pytest.mark.parametrize("scores", [[5.0, 9.0, 60.0, 300.0], [-40.0, -3.0, 0.0, 7.0], [0, 1, 2, 3]])
+def test_scores_that_are_no_probabilities_are_told_apart_without_being_asked(scores):
+    assert len(set(Bins().index(np.array(scores)).tolist())) == 4
 
 
 def test_adapted_bins_see_what_fixed_ones_do_not():

@@ -10,7 +10,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from twinpath.cli.features import features
 from twinpath.cli.keys import keys
+from twinpath.cli.memory import plan_memory
 from twinpath.cli.models import models
 from twinpath.cli.rollout import rollout
 from twinpath.cli.tls import dev_cert, edge
@@ -25,10 +27,12 @@ app = typer.Typer(
 )
 
 app.add_typer(keys, name="keys")
+app.add_typer(features, name="features")
 app.add_typer(models, name="models")
 app.add_typer(rollout, name="rollout")
 app.command("dev-cert")(dev_cert)
 app.command("edge")(edge)
+app.command("plan-memory")(plan_memory)
 
 GraphPath = Annotated[
     str, typer.Argument(metavar="MODULE:GRAPH", help="For example graphs.flights:graph.")

@@ -5,8 +5,7 @@ How the parts fit, for whoever writes another of them:
 * ``FeatureRepo.service(name)`` gives a :class:`~twinpath.features.spec.ServiceSpec`: plain values.
 * Online, ``nodes/features.py`` reads the newest values; ``Node.offline(features="as_of")`` gives
   the node that takes its place in a batch job, which joins with ``features/history.py``:
-  ``as_of_join(spec, keys, moments, sources) -> Columns`` for one view (``moments``: int64 µs UTC;
-  columns by the feature's own name, and ``__found__``, bool: a row of the source held then).
+  ``as_of_join(view, keys, moments, sources) -> ViewRows`` for a view (``moments``: int64 µs, UTC).
 * Both hand the views' values to ``features/rows.py``, which fills what is missing, computes views
   on demand and names the columns: online and offline share that code.
 """
@@ -41,7 +40,7 @@ class FeatureRepo:
     """
 
     def __init__(self, path_or_config: str | Path | Mapping[str, Any]) -> None:
-        self._given = path_or_config
+        self.given = path_or_config
         self._lock = threading.RLock()
         self._store: Any = None
         self._services: dict[str, ServiceSpec] = {}
@@ -49,7 +48,7 @@ class FeatureRepo:
         self._watching: threading.Thread | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return FeatureRepo, (self._given,)
+        return FeatureRepo, (self.given,)
 
     @property
     def store(self) -> Any:
@@ -67,11 +66,11 @@ class FeatureRepo:
         except ImportError:
             raise MissingExtraError("feast", "features") from None
         try:
-            if isinstance(self._given, Mapping):
-                config = feast.RepoConfig(**self._given)
+            if isinstance(self.given, Mapping):
+                config = feast.RepoConfig(**self.given)
                 config.repo_path = Path.cwd()
             else:
-                folder = Path(self._given).absolute()
+                folder = Path(self.given).absolute()
                 file = folder / "feature_store.yaml"
                 if not file.is_file():
                     raise ConfigError(
@@ -79,7 +78,7 @@ class FeatureRepo:
                     )
                 config = load_repo_config(folder, file)
         except (ValueError, TypeError) as error:
-            raise ConfigError(f"the feature repository {self._given!r}: {error}") from error
+            raise ConfigError(f"the feature repository {self.given!r}: {error}") from error
         # 0: a cached registry never expires, so that no request has to wait for a new one.
         config.registry.cache_ttl_seconds = 0
         return feast.FeatureStore(repo_path=str(config.repo_path), config=config)
@@ -158,6 +157,13 @@ class FeatureRepo:
         )
         views = tuple(_view(view, entities, store.repo_path) for view in stored)
         return ServiceSpec(name, views, on_demand, promised)
+
+
+def view_spec(repo: FeatureRepo, view: Any) -> ViewSpec:
+    """What one of Feast's stored views has: all of its features, outside of any service."""
+    store = repo.store
+    entities = {e.name: e for e in store.list_entities(allow_cache=True)}
+    return _view(view, entities, store.repo_path)
 
 
 def _title(projection: Any) -> str:

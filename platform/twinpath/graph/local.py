@@ -22,9 +22,11 @@ class Driver:
     """Runs coroutines to their end from synchronous code, also inside a running event loop.
 
     A coroutine that never waits is driven in place; others run on a loop in a thread of its own.
+    Several threads may call :meth:`run` at a time.
     """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def run(self, coroutine: Coroutine[Any, Any, T], suspends: bool) -> T:
@@ -37,10 +39,12 @@ class Driver:
                 return result
             coroutine.close()
             raise TwinpathError("a node waited although its predict is not 'async def'")
-        if self._loop is None:
-            self._loop = asyncio.new_event_loop()
-            threading.Thread(target=self._loop.run_forever, daemon=True).start()
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+        with self._lock:
+            if self._loop is None:
+                self._loop = asyncio.new_event_loop()
+                threading.Thread(target=self._loop.run_forever, daemon=True).start()
+            loop = self._loop
+        return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
     def close(self) -> None:
         """Stop the loop's thread, if there is one."""

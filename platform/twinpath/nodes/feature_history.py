@@ -2,9 +2,6 @@
 
 from typing import Any
 
-import numpy as np
-
-from twinpath.features.decode import NEVER
 from twinpath.graph.columns import Columns, row_count
 from twinpath.graph.node import FeatureTime, Node
 from twinpath.nodes.features import FeatureLookup, moments_us
@@ -18,7 +15,7 @@ class FeatureHistory(FeatureLookup):
     """
 
     def setup(self) -> None:
-        """Open the repository. Raises ConfigError, also where a view's source is no file."""
+        """Open the repository. Raises ConfigError."""
         from twinpath.features.history import Sources
         from twinpath.features.rows import RowMaker
 
@@ -28,20 +25,13 @@ class FeatureHistory(FeatureLookup):
         self._sources: Any = Sources()
 
     def predict(self, columns: Columns) -> Columns:  # type: ignore[override]  # nothing to wait for
-        """The service's columns for n rows."""
-        from twinpath.features.history import as_of_join
-        from twinpath.features.online import ViewRows
+        """The service's columns for n rows. Raises ConfigError where a source is no file."""
+        from twinpath.features.history import history_columns
 
         assert self.as_of is not None
-        n = row_count(columns)
         moments = moments_us(columns[self.as_of], self.as_of)
-        views = []
-        for view in self._spec.views:
-            joined = as_of_join(view, columns, moments, self._sources)
-            found = joined.pop("__found__")
-            views.append(ViewRows(view, joined, found, np.full(n, NEVER)))
-        made = self._maker.columns(views, columns, n)
-        return self._marked(made, n, False)
+        made = history_columns(self._spec.views, self._maker, columns, moments, self._sources)
+        return self._marked(made, row_count(columns), False)
 
     def teardown(self) -> None:
         """Forget the sources."""

@@ -27,7 +27,8 @@ class LLM(EngineNode):
     vLLM's ``SamplingParams``; ``structured_outputs`` among them is one of ``{"json": schema}``,
     ``{"regex": …}``, ``{"choice": […]}``, ``{"grammar": …}``. ``by_row`` maps such fields to the
     columns that have them. ``lora`` names a column with the adapter of each row ("" is none).
-    ``output`` renames the column ``text``.
+    ``output`` renames the column ``text``. With several replicas prompts that begin alike go to the
+    same one, and so do those of a session, by the column ``session``.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class LLM(EngineNode):
         by_row: Mapping[str, str] | None = None,
         lora: str | None = None,
         loras: Mapping[str, str] | None = None,
+        session: str | None = None,
         engine: Mapping[str, Any] | None = None,
         openai: Mapping[str, Any] | None = None,
         environment: Mapping[str, str] | None = None,
@@ -58,6 +60,10 @@ class LLM(EngineNode):
         reads |= dict.fromkeys(self.by_row.values(), "any")
         if lora is not None:
             reads[lora] = "str"
+        if session is not None:
+            reads[session] = "any"
+        #: Which columns say where a row is best sent; see `online.prefix_router`.
+        self.routed_by = {"column": messages or prompt, "session": session}
         self.inputs = reads  # type: ignore[misc]
         self.outputs = {  # type: ignore[misc]
             output: "str", "finish_reason": "str", "prompt_tokens": "int64",

@@ -12,6 +12,7 @@ from typing import Any
 from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did_you_mean
 from twinpath.graph.node import Node
 from twinpath.nodes.llm_guard import EngineGuard
+from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_usage import USAGE
 
 
@@ -45,6 +46,8 @@ class EngineNode(Node):
         self.loras = {name: str(path) for name, path in (loras or {}).items()}
         #: vLLM's engine, once set up.
         self.engine: Any = None
+        #: What its scheduler said last.
+        self.load = EngineLoad()
         self._arguments_of_engine: Any = None
         self._guard: EngineGuard | None = None
 
@@ -77,6 +80,7 @@ class EngineNode(Node):
                     config,
                     disable_log_stats=arguments.disable_log_stats,
                     enable_log_requests=arguments.enable_log_requests,
+                    stat_loggers=[self.load.logger],
                 )
         finally:
             if before is None:

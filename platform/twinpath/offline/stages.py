@@ -21,6 +21,8 @@ from twinpath.offline.blocks import (
     live_after,
     to_arrow,
 )
+from twinpath.offline.checkpoint import Attempt, runs_of
+from twinpath.offline.positions import POSITION
 
 #: Prefix of source columns that travel untouched beside the columns of the graph.
 SOURCE = "source@"
@@ -31,15 +33,21 @@ class StageCall:
 
     The first stage validates the source's columns; the last one returns the graph's output
     columns, ``keep`` (source columns, unchanged) and ``__error__`` (JSON text, or null). With
-    ``dead_letters`` failed rows are written there, with their source columns, and left out.
+    ``dead_letters`` failed rows are written there, with their source columns, and left out. With
+    an ``attempt`` it commits each batch there, and returns only how many rows that were.
     """
 
     def __init__(
-        self, plan: Plan, index: int, keep: Sequence[str], dead_letters: str | None
+        self,
+        plan: Plan,
+        index: int,
+        keep: Sequence[str],
+        dead_letters: str | None,
+        attempt: Attempt | None = None,
     ) -> None:
         self._plan, self._index = plan, index
         self._keep = tuple(keep)
-        self._dead_letters = dead_letters
+        self._dead_letters, self._attempt = dead_letters, attempt
         self._first = index == 0
         self._last = index == len(plan.stages) - 1
         self._executor = Executor(plan, steps=plan.stages[index].steps)
@@ -78,6 +86,8 @@ class StageCall:
 
     def _output(self, outcome: Outcome, source: Columns) -> Columns:
         kept = {name: source[name] for name in self._keep}
+        if self._attempt is not None:
+            return self._committed(self._attempt, outcome, kept, source)
         if outcome.ok:
             columns = outcome.columns | kept
             return columns if self._dead_letters else columns | _no_errors(outcome.n)
@@ -96,9 +106,40 @@ class StageCall:
             columns[name] = spread
         return columns | kept | {ROW_ERROR: encode_errors(outcome.errors, outcome.n)}
 
+    def _committed(
+        self, attempt: Attempt, outcome: Outcome, kept: Columns, source: Columns
+    ) -> Columns:
+        from ray.data.block import BlockAccessor
+
+        positions = source[POSITION]
+        answered = failed = None
+        if len(outcome.rows):
+            good = outcome.columns | take(kept, outcome.rows)
+            answered = to_arrow(good)
+            if isinstance(answered, dict):
+                answered = BlockAccessor.batch_to_arrow_block(answered)
+        if outcome.errors:
+            rows = np.array(sorted(outcome.errors), dtype=np.int64)
+            given = take({k: v for k, v in source.items() if k != POSITION}, rows)
+            failed = dead_letter_table(given, encode_errors(outcome.errors, outcome.n)[rows])
+        attempt.commit(runs_of(positions), answered, failed)
+        return {"rows": np.array([outcome.n])}
+
 
 def _no_errors(n: int) -> Columns:
     return {ROW_ERROR: np.full(n, "", dtype=object)}
+
+
+def dead_letter_table(source: Columns, errors: np.ndarray) -> Any:
+    """Failed rows as an Arrow table: their source columns, and ``error_code`` … ``error_field``."""
+    import pyarrow as pa
+
+    details = decode_errors(errors)
+    columns: dict[str, Any] = {name: list(values) for name, values in source.items()}
+    for part in ("code", "message", "node", "field"):
+        texts = [getattr(details[i], part) for i in range(len(errors))]
+        columns[f"error_{part}"] = pa.array(texts, pa.string())
+    return pa.table(columns)
 
 
 def write_dead_letters(folder: Path, source: Columns, errors: np.ndarray) -> None:
@@ -107,12 +148,8 @@ def write_dead_letters(folder: Path, source: Columns, errors: np.ndarray) -> Non
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    details = decode_errors(errors)
-    columns: dict[str, Any] = {name: list(values) for name, values in source.items()}
-    for part in ("code", "message", "node", "field"):
-        columns[f"error_{part}"] = [getattr(details[i], part) for i in range(len(errors))]
     sink = pa.BufferOutputStream()
-    pq.write_table(pa.table(columns), sink)
+    pq.write_table(dead_letter_table(source, errors), sink)
     content = sink.getvalue().to_pybytes()
     folder.mkdir(parents=True, exist_ok=True)
     target = folder / f"{hashlib.sha256(content).hexdigest()[:32]}.parquet"

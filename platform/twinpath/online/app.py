@@ -24,6 +24,8 @@ from twinpath.online import openapi, protocols
 from twinpath.online.batcher import Batcher
 from twinpath.online.dataplane import Ask, DataPlane
 from twinpath.online.exchange import Answer, Codec, Headers, Request
+from twinpath.online.feature_args import PushArgs
+from twinpath.online.feature_push import feature_push
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import CorsArgs, GatewayArgs
 from twinpath.online.gateway.build import build
@@ -216,25 +218,35 @@ def graph_app(
     queue_timeout_s: float = 60.0,
     close: Callable[[], Awaitable[None]] | None = None,
     echo_request_id: bool = True,
+    push: PushArgs | None = None,
     more_routes: Sequence[BaseRoute] = (),
 ) -> GraphApp:
     """The app of a plan with every protocol; see `DataPlane`, `Frontend` and `GraphApp`. Without
-    ``gateway`` no rule is applied. ``more_routes`` are behind the gateway as all others."""
+    ``gateway`` no rule is applied; without ``push`` no features can be pushed. ``more_routes`` are
+    behind the gateway as all others."""
     plane = DataPlane(
         plan, batcher, version=version, unready=unready, queue_timeout_s=queue_timeout_s
     )
     gate = None if gateway is None else build(gateway, plan.graph_name)
 
+    pushing = feature_push(plan, push, max_body_bytes)
+
     async def end() -> None:
         if close is not None:
             await close()
+        if pushing is not None:
+            await pushing.close()
         if gate is not None:
             await asyncio.to_thread(gate.close)
 
     frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
     return GraphApp(
         frontend,
-        [*protocols.routes(plane), *more_routes],
+        [
+            *protocols.routes(plane),
+            *more_routes,
+            *(pushing.routes if pushing is not None else ()),
+        ],
         end,
         cors=gateway.cors if gateway is not None else None,
         echo_request_id=echo_request_id,

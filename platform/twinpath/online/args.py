@@ -10,6 +10,7 @@ from pydantic import (
 
 from twinpath.graph.placement import Batch, Placement, Replicas
 from twinpath.graph.plan import Plan
+from twinpath.online.feature_args import FeatureArgs
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.rollouts.args import RolloutArgs
 from twinpath.online.strict import Strict, refuse_unknown
@@ -47,6 +48,7 @@ class GraphArgs(Strict):
 
     ingress: IngressArgs = IngressArgs()
     gateway: GatewayArgs = GatewayArgs()
+    features: FeatureArgs = FeatureArgs()
     rollouts: RolloutArgs = RolloutArgs()
     version: str = Field("1", pattern=r"^[\w.\-]+$")
     nodes: dict[str, NodeArgs | None] = {}

@@ -1,7 +1,9 @@
 """Replicas on queue depth: a Serve autoscaling policy on rows that wait or run.
 
 Every replica reports the rows in its batcher (``record_autoscaling_stats``); calls that wait at
-handles for a replica are added. Serve's own count misses what waits inside a replica.
+handles for a replica are added. Serve's own count misses what waits inside a replica. Replicas
+that hold an engine also report how full its KV cache is: long sequences fill it while the queue is
+short.
 """
 
 import math
@@ -11,11 +13,22 @@ from twinpath.graph.placement import Replicas
 
 #: Name of the figure that replicas report: rows queued or running in their batcher.
 LOAD = "rows_in_replica"
+#: The same of engines: the part of the KV cache that running sequences hold, 0 to 1.
+KV_USE = "kv_cache_use"
+#: How full the caches should be on average. Sequences that find no block are preempted and computed
+#: again, so some of it is left.
+TARGET_KV_USE = 0.85
 
 
-def desired_replicas(load_rows: float, target_queue: float, low: int, high: int) -> int:
-    """As many replicas as give each ``target_queue`` rows, within the bounds. At no load, low."""
-    return max(low, min(high, math.ceil(load_rows / target_queue)))
+def desired_replicas(
+    load_rows: float, target_queue: float, low: int, high: int, kv_use: float = 0.0
+) -> int:
+    """As many replicas as give each ``target_queue`` rows, within the bounds; at no load, low.
+
+    ``kv_use`` is the sum over replicas with engines; where that asks for more replicas, it wins.
+    """
+    wanted = max(math.ceil(load_rows / target_queue), math.ceil(kv_use / TARGET_KV_USE))
+    return max(low, min(high, wanted))
 
 
 def queue_depth_policy(ctx: Any) -> tuple[int, dict[str, Any]]:
@@ -26,11 +39,13 @@ def queue_depth_policy(ctx: Any) -> tuple[int, dict[str, Any]]:
     """
     reported = (ctx.aggregated_metrics or {}).get(LOAD) or {}
     load = sum(reported.values()) + (ctx.total_queued_requests or 0.0)
+    caches = (ctx.aggregated_metrics or {}).get(KV_USE) or {}
     wanted = desired_replicas(
         load,
         ctx.config.get_target_ongoing_requests(),
         ctx.capacity_adjusted_min_replicas,
         ctx.capacity_adjusted_max_replicas,
+        sum(caches.values()),
     )
     return wanted, ctx.policy_state or {}
 

@@ -9,8 +9,12 @@ from typing import Any
 
 from twinpath.errors import MissingExtraError
 from twinpath.graph.graph import Graph
-from twinpath.graph.plan import Plan
+from twinpath.graph.plan import Plan, Step
+from twinpath.nodes.llm_memory import is_engine, plan_node
 from twinpath.online.args import GraphArgs, args_model, place
+
+#: Which replica of an engine a row goes to, unless the node's ``router`` names another class.
+PREFIX_ROUTER = "twinpath.online.prefix_router:PrefixRouter"
 
 #: Name of the deployment that controls the rollouts of an app.
 CONTROLLER = "rollout-controller"
@@ -41,6 +45,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     except ImportError:
         raise MissingExtraError("ray[serve]", "online") from None
 
+    _check_memory(plan)
     from twinpath.online.autoscaling import serve_scaling
     from twinpath.online.replicas import Ingress, PlacedNode
 
@@ -54,10 +59,16 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
             **_health(step.node),
+            **_routing(step),
             **serve_scaling(placement.replicas),
         )
         handles[step.name] = deployment.bind(
-            step, args.ingress.offload_after_ms, controller, args.rollouts.interval_s
+            step,
+            args.ingress.offload_after_ms,
+            controller,
+            args.rollouts.interval_s,
+            args.features.capture,
+            plan.graph_name,
         )
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=plan.graph_name,
@@ -70,11 +81,35 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
     return ingress.bind(plan, args, handles, controller)
 
 
+def _check_memory(plan: Plan) -> None:
+    """Raises MemoryPlanError for an engine that cannot fit, with the numbers."""
+    for step in plan.steps:
+        if is_engine(step.node):
+            found = plan_node(step.node, num_gpus=(step.placement or plan.placement).num_gpus)
+            if found is not None:
+                found.check()
+
+
 def _health(*nodes: Any) -> dict[str, Any]:
     """A node that can tell whether it is well is asked often."""
     if any(hasattr(node, "check_health") for node in nodes):
         return {"health_check_period_s": 2.0}
     return {}
+
+
+def _routing(step: Step) -> dict[str, Any]:
+    """Engines get the router that knows which replica has seen a prompt's beginning."""
+    from twinpath.online.replicas import routes_rows
+
+    if not routes_rows(step):
+        return {}
+    from ray.serve.config import RequestRouterConfig
+
+    config = RequestRouterConfig(
+        request_router_class=getattr(step.node, "router", PREFIX_ROUTER),
+        request_router_kwargs=dict(step.node.routed_by),
+    )
+    return {"request_router_config": config}
 
 
 def _controller(plan: Plan, args: GraphArgs) -> Any:

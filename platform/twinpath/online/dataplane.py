@@ -43,6 +43,8 @@ class Ask:
     rows: int = 0
     request_id: bytes = b""
     principal: str | None = None
+    #: Graphs, and rights beside them, that the caller's credentials give.
+    scopes: frozenset[str] = frozenset()
     #: Whether the caller may use the admin API: only one who was authenticated can.
     admin: bool = False
     deadline_s: float | None = None

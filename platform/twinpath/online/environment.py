@@ -5,6 +5,7 @@ Serve reads these variables when it is imported, in every process: they must be 
 ``ray start`` (or ``serve run`` on a fresh machine), on every node. ``cluster.yaml`` carries them.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 #: Variable → value.
@@ -25,9 +26,28 @@ FAST_PATH: dict[str, str] = {
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 
+#: Without these, requests go through Serve's Python proxy, or through Serve's wrapper.
+_ESSENTIAL = (
+    "RAY_SERVE_ENABLE_HA_PROXY",
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH",
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD",
+)
 
 #: What Serve's option ``grpc_servicer_functions`` has to name for gRPC to be served.
 GRPC_SERVICES = "twinpath.online.grpc_door:add_to_server"
+
+
+def slow_path(env: Mapping[str, str]) -> str | None:
+    """Why a replica with this environment is slow, and what to do about it; None if it is not."""
+    wrong = [name for name in _ESSENTIAL if env.get(name) != FAST_PATH[name]]
+    if not wrong:
+        return None
+    given = ", ".join(f"{name} is {env.get(name, 'not set')!s}" for name in wrong)
+    return (
+        f"Serve was started without the fast path ({given}): every request takes a way that is "
+        'several times slower. Stop Ray, run: eval "$(twinpath env)", and start Ray and Serve '
+        "again, on every node"
+    )
 
 
 def haproxy_files(folder: Path, metrics_port: int, stats_port: int) -> dict[str, str]:

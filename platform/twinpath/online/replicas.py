@@ -2,19 +2,25 @@
 
 import asyncio
 import gc
+import logging
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from twinpath.errors import TwinpathError
-from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.columns import Columns, Outcome, joined, row_count
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
-from twinpath.online.autoscaling import LOAD
+from twinpath.online.autoscaling import KV_USE, LOAD
 from twinpath.online.batcher import Batcher
+from twinpath.online.capturing import capture
 from twinpath.online.engine_metrics import EngineMetrics
+from twinpath.online.environment import slow_path
+from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
@@ -26,6 +32,8 @@ from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
 from twinpath.online.rollouts.watched import reports
 
+#: Serve's own logger, so that it stands in the replica's log, and on the terminal of `serve run`.
+_LOG = logging.getLogger("ray.serve")
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
 REMOTE_MAX_INFLIGHT = 64
@@ -52,13 +60,15 @@ class Ingress(GrpcMethods):
         self._engine: Any = None
         self._watches: list[asyncio.Task[None]] = []
         self._gateway, self._version = given.gateway, given.version
+        self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
         self._awaited = {
             step.name: handles[step.name]
             for step in plan.placed
             if step.placement is not None and step.placement.replicas.min > 0
         }
-        remotes = {name: _remote(handle) for name, handle in handles.items()}
+        by_row = {step.name for step in plan.placed if routes_rows(step)}
+        remotes = {name: _remote(handle, name in by_row) for name, handle in handles.items()}
         self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
         self._executor.setup()
         self._batcher = Batcher(
@@ -68,11 +78,15 @@ class Ingress(GrpcMethods):
             or max(REMOTE_MAX_INFLIGHT if remotes else 1, *_at_once(plan, remotes)),
             max_queue_rows=args.max_queue_rows,
         )
+        self._recorders = capture(self._executor.nodes, given.features.capture, plan.graph_name)
         _settle()
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
         await _refuse_public(self._gateway)
+        slow = slow_path(os.environ)
+        if slow is not None:
+            _LOG.warning("%s: %s", self._plan.graph_name, slow)
         from ray import serve
 
         replica = serve.get_replica_context().replica_id.unique_id
@@ -91,6 +105,7 @@ class Ingress(GrpcMethods):
             queue_timeout_s=self._args.queue_timeout_s,
             close=self._close,
             echo_request_id=False,
+            push=self._push,
             more_routes=self._side.routes() if self._side is not None else (),
         )
         if self._side is not None:
@@ -166,7 +181,10 @@ class Ingress(GrpcMethods):
         if self._engine is not None:
             # Rows that run are sequences of the engine, as the OpenAI API's requests are.
             running = self._engine.sequences()
-        return {LOAD: float(waiting + running)}
+        stats = {LOAD: float(waiting + running)}
+        if self._engine is not None:
+            stats[KV_USE] = float(self._engine.load.kv_use)
+        return stats
 
     async def _unready(self) -> list[str]:
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
@@ -186,13 +204,21 @@ class Ingress(GrpcMethods):
         if self._side is not None:
             await self._side.close()
         await asyncio.to_thread(self._executor.teardown)
+        for recorder in self._recorders:
+            await asyncio.to_thread(recorder.close)
 
 
 class PlacedNode:
     """One node with replicas of its own. Concurrent calls are joined into one batch."""
 
     def __init__(
-        self, step: Step, offload_after_ms: float, controller: Any = None, interval_s: float = 1.0
+        self,
+        step: Step,
+        offload_after_ms: float,
+        controller: Any = None,
+        interval_s: float = 1.0,
+        captured: CaptureArgs | None = None,
+        graph: str = "",
     ) -> None:
         assert step.placement is not None
         self._returns = step.returns
@@ -204,6 +230,7 @@ class PlacedNode:
             max_inflight=getattr(step.node, "max_inflight", 1),
             max_queue_rows=1 << 30,
         )
+        self._recorders = capture({step.name: self._runner.node}, captured, graph)
         self._reporter: Reporter | None = None
         if controller is not None and reports(self._runner.node):
             from ray import serve
@@ -234,7 +261,11 @@ class PlacedNode:
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """Rows queued or running; read by the autoscaling policy."""
-        return {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        stats = {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
+        load = getattr(self._runner.node, "load", None)
+        if isinstance(load, EngineLoad):
+            stats[KV_USE] = float(load.kv_use)
+        return stats
 
     async def __del__(self) -> None:
         if hasattr(self, "_batcher"):
@@ -242,6 +273,8 @@ class PlacedNode:
             if self._reporter is not None:
                 self._reporter.stop()
             self._runner.teardown()
+            for recorder in getattr(self, "_recorders", ()):
+                await asyncio.to_thread(recorder.close)
 
 
 def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
@@ -268,12 +301,24 @@ def _settle() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
-def _remote(handle: Any) -> NodeCall:
+def routes_rows(step: Step) -> bool:
+    """Whether the rows of a batch go to replicas one by one: for engines, where a row's work is
+    worth a call, and its prompt says which replica has seen its beginning."""
+    several = step.placement is not None and step.placement.replicas.max > 1
+    return several and getattr(step.node, "routed_by", None) is not None
+
+
+def _remote(handle: Any, by_row: bool) -> NodeCall:
     async def call(columns: Columns) -> Outcome:
         outcome: Outcome = await _unwrapped(handle.remote(columns))
         return outcome
 
-    return call
+    async def call_by_row(columns: Columns) -> Outcome:
+        rows = range(row_count(columns))
+        parts = [{name: values[i : i + 1] for name, values in columns.items()} for i in rows]
+        return joined(await asyncio.gather(*map(call, parts)))
+
+    return call_by_row if by_row else call
 
 
 async def _answers(handle: Any) -> bool:

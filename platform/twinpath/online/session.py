@@ -133,7 +133,7 @@ class ServeSession:
             without=("RAY_ADDRESS",),
         )  # fmt: skip
         [added] = [process.pid for process in self._raylets() if process.pid not in before]
-        return added
+        return int(added)
 
     def _raylets(self) -> list[psutil.Process]:
         found = []
@@ -205,6 +205,11 @@ class ServeSession:
                 reasons = [
                     f"{name} is {app['status']}: {app['message']}"
                     for name, app in (failed or waiting).items()
+                ] + [
+                    f"{name}, {deployment}: {found['message']}"
+                    for name, app in (failed or waiting).items()
+                    for deployment, found in app["deployments"].items()
+                    if found["message"]
                 ]
                 raise TwinpathError(f"{config} is not served:\n" + "\n".join(reasons))
             time.sleep(0.2)

@@ -189,6 +189,7 @@ class Registry:
                 # gone by then. It reads them from the environment alone.
                 os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", f"{self._timeout_s:.0f}")
                 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+                os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
                 self._client = MlflowClient(self.tracking_uri, self.tracking_uri)
             return self._client
 

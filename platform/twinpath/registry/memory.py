@@ -84,12 +84,13 @@ def host_memory() -> Memory:
 
 
 def _cache_bytes(cgroup: Path) -> int:
+    found = 0
     with contextlib.suppress(OSError, ValueError):
         for line in (cgroup / "memory.stat").read_text().splitlines():
             name, _, value = line.partition(" ")
-            if name in ("inactive_file", "total_inactive_file"):
-                return int(value)
-    return 0
+            if name in ("inactive_file", "active_file"):
+                found += int(value)
+    return found
 
 
 @contextlib.contextmanager

@@ -19,8 +19,10 @@ LATENCY_PER_DECADE = 16
 
 
 class Scale(enum.StrEnum):
-    """What scores are: probabilities, any reals, values between given edges, or class labels."""
+    """What scores are: any numbers, probabilities, reals over decades, values between given edges,
+    or class labels."""
 
+    ANY = "any"
     PROBABILITY = "probability"
     REAL = "real"
     EDGES = "edges"
@@ -30,15 +32,16 @@ class Scale(enum.StrEnum):
 class Bins(BaseModel):
     """How scores are binned.
 
-    ``probability``: evenly in the logit, so that rare and sure scores are seen as well as the
-    middle. ``real``: logarithmic in the magnitude, 16 to a decade, both signs (as DDSketch:
+    ``any``, the default: as probabilities between 0 and 1, by magnitude beyond, 8 bins to a
+    decade. ``probability``: evenly in the logit, so that rare and sure scores are seen as well as
+    the middle. ``real``: logarithmic in the magnitude, 16 to a decade, both signs (as DDSketch:
     Masson, Rim, Lee, VLDB 2019). ``edges``: adapted to a model, see :meth:`adapted`. ``label``:
     classes, by a hash. The last bin counts what is not finite.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    scale: Scale = Scale.PROBABILITY
+    scale: Scale = Scale.ANY
     edges: tuple[float, ...] = Field((), max_length=128)
 
     @model_validator(mode="after")
@@ -75,9 +78,12 @@ class Bins(BaseModel):
 @lru_cache(maxsize=64)
 def edges_of(bins: Bins) -> Floats:
     """Upper edges of all bins but the last, read-only. Infinity and NaN lie above all of them."""
-    if bins.scale is Scale.PROBABILITY:
+    if bins.scale in (Scale.PROBABILITY, Scale.ANY):
         logits = np.linspace(-8, 8, _PROBABILITY_BINS - 1)
         edges = 1 / (1 + np.exp(-logits))
+        if bins.scale is Scale.ANY:
+            above, below = np.logspace(0, 6, 6 * 8 + 1), -np.logspace(6, -3, 9 * 8 + 1)
+            edges = np.concatenate([below, edges, above])
     elif bins.scale is Scale.REAL:
         magnitudes = np.logspace(-6, 9, 15 * 16 + 1)
         edges = np.concatenate([-magnitudes[::-1], magnitudes])

@@ -43,11 +43,14 @@ def picture(backtest: Backtest, report: BacktestReport) -> bytes:
 
 
 def _ticks(panel: "Axes", backtest: Backtest, axis: str) -> None:
-    """Scores at the edges of some bins, as the bins are not evenly wide."""
+    """Scores at the edges of some bins, as the bins are not evenly wide; unused ones are cut."""
+    used = np.flatnonzero(sum(counts for counts, _, _ in backtest.curves().values()))
+    low, high = int(used.min(initial=backtest.bins.count - 1)), int(used.max(initial=0))
+    getattr(panel, f"set_{axis}lim")(low - 1, high + 1)
     edges = backtest.edges()
     if not len(edges):
         return
-    at = np.unique(np.linspace(0, len(edges) - 1, 7).astype(int))
+    at = np.unique(np.linspace(low, min(high, len(edges)) - 1, 7).astype(int).clip(0))
     labels = [f"{edges[i]:.3g}" for i in at]
     getattr(panel, f"set_{axis}ticks")(at + 0.5, labels, fontsize=8)
 

@@ -67,6 +67,7 @@ async def _when(found: Awaitable[Principal], ask: Ask) -> None:
 
 def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.principal = principal.name
+    ask.scopes = principal.graphs
     ask.max_priority = principal.max_priority
     ask.admin = principal.admin
     if not principal.may_use(ask.graph):

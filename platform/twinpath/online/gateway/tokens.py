@@ -19,6 +19,8 @@ from twinpath.online.gateway.watched import Watched
 from twinpath.online.policy import Priority
 
 _LOG = logging.getLogger(__name__)
+#: The right to push features: a token's scope, and of an API key a name among its graphs.
+PUSH_SCOPE = "features:push"
 _CACHED = 10_000
 #: Keys are not fetched more often, however many unknown ones are named.
 _FETCH_PAUSE_S = 10.0
@@ -130,6 +132,7 @@ class Tokens:
         prefix = args.scope_prefix
         listed = _scopes(claims.get("scope"))
         graphs = frozenset(one[len(prefix) :] for one in listed if one.startswith(prefix))
+        graphs |= {PUSH_SCOPE} & set(listed)
         admin = args.admin_scope is not None and args.admin_scope in listed
         found = Principal(name, graphs, ends_s, self._priority, admin=admin)
         if len(self._known) >= _CACHED:

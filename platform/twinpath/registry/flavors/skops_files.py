@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from twinpath.errors import MissingExtraError, ModelLoadError, UntrustedModelError
+from twinpath.registry.flavors import trees
 
 #: Beyond what skops itself takes for safe (scikit-learn's estimators, numpy, plain containers):
-#: classes that fitted models hold, none of which runs what it is given.
+#: classes that fitted models hold, none of which runs what it is given. Trees are checked after.
 ALLOWED = frozenset((
     "collections.OrderedDict",
     "collections.defaultdict",
@@ -51,4 +52,6 @@ def load(path: Path) -> Any:
             f"{path.name} would build {', '.join(refused[:5])}, which is not on the list of "
             "harmless types: save the model without it, or as a trusted pickle"
         )
-    return read(path, trusted=sorted(unknown))
+    model = read(path, trusted=sorted(unknown))
+    trees.check(model)
+    return model

@@ -1,0 +1,135 @@
+"""Batch jobs with a feature lookup on Ray Data: as of then, as of now, and written back."""
+
+import os
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from pydantic import BaseModel
+
+from tests.features.conftest import NOW
+from tests.features.test_history import asked, read, repository
+from twinpath import FeatureLookup, FeatureSink, Graph, Node
+from twinpath.errors import BatchJobError, ConfigError
+from twinpath.features.history import Sources, as_of_join
+from twinpath.features.materialise import materialise
+from twinpath.features.repo import FeatureRepo
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray():
+    import ray
+
+    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
+    ray.init(
+        address="local", num_cpus=8, include_dashboard=False, log_to_driver=False,
+        logging_level="error",
+        runtime_env={"env_vars": {"PYTHONPATH": path, "FEAST_USAGE": "False"}},
+    )  # fmt: skip
+    yield ray
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def repo(tmp_path_factory) -> FeatureRepo:
+    repo = repository(tmp_path_factory.mktemp("jobs") / "shop")
+    materialise(repo, start=NOW - timedelta(days=3), end=NOW)
+    return repo
+
+
+class Question(BaseModel):
+    user_id: str
+    shop: int
+    asked_at: datetime
+
+
+class Answer(BaseModel):
+    spent: float | None = None
+    a_visit: float | None = None
+    visits: int = 0
+
+
+class Again(Node):
+    """A score out of the features, to be written back."""
+
+    inputs = {"spent": "float64"}
+    outputs = {"visits": "int64"}
+
+    def predict(self, columns):
+        return {"visits": np.nan_to_num(columns["spent"] * 4).astype(np.int64) + 100}
+
+
+@pytest.fixture(scope="module")
+def graph(repo) -> Graph:
+    graph = Graph("shop", input=Question, output=Answer)
+    with graph as rows:
+        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at")(rows)
+        graph.output(found, Again()(found))
+    return graph
+
+
+def source(n: int = 400) -> pd.DataFrame:
+    keys, moments = asked(n)
+    return pd.DataFrame(
+        {**keys, "asked_at": moments.astype("datetime64[us]"), "number": np.arange(n)}
+    )
+
+
+def test_a_job_joins_what_held_at_each_rows_moment_and_writes_features_back(graph, repo, tmp_path):
+    frame = source()
+    job = graph.job(
+        frame, tmp_path / "scored", keep=["user_id", "shop", "number"], workers=2, batch_size=64,
+        push_to="visits",
+    )  # fmt: skip
+    done = job.run()
+    assert (done.rows, done.dead_letters, done.pushed) == (400, 0, 400)
+    files = sorted((tmp_path / "scored").glob("**/*.parquet"))
+    scored = pd.concat([pd.read_parquet(file) for file in files])
+    assert sorted(scored["number"]) == list(range(400))
+    scored = scored.sort_values("number")
+    keys, moments = asked(400)
+    [view] = repo.service("visits_only").views
+    joined = as_of_join(view, keys, moments, Sources())
+    held = np.where(joined.found, joined.values["spent"], np.nan)
+    np.testing.assert_array_equal(scored["spent"].to_numpy(dtype=float), held)
+    assert 0 < joined.found.sum() < 400
+    # A key that is in the job once is read back as the job wrote it.
+    once = scored.drop_duplicates(["user_id", "shop"], keep=False).head(20)
+    found = read(repo, "visits", {"user_id": once["user_id"].tolist(),
+                                  "shop": once["shop"].tolist()})  # fmt: skip
+    assert len(once) > 5
+    assert found["visits"] == once["visits"].tolist()
+    # And they outlive a materialisation of older rows.
+    materialise(repo, start=NOW - timedelta(days=3), end=NOW, views=["visits"])
+    again = read(repo, "visits", {"user_id": once["user_id"].tolist(),
+                                  "shop": once["shop"].tolist()})  # fmt: skip
+    assert again == found
+
+
+def test_a_job_that_asks_for_now_reads_what_is_served(graph, tmp_path):
+    frame = source(100).assign(asked_at=np.datetime64(NOW, "us"))
+    now = graph.job(frame, keep=["number"], workers=1, features="now").dataset().to_pandas()
+    local = graph.run(frame[["user_id", "shop", "asked_at"]])
+    assert now["number"].tolist() == list(range(100))
+    np.testing.assert_array_equal(
+        now["spent"].to_numpy(dtype=float), local.columns["spent"].astype(float)
+    )
+    graph.close()
+
+
+def test_rows_that_cannot_become_features_are_refused_before_anything_runs(graph, repo, tmp_path):
+    with pytest.raises(ConfigError, match=r"needs 'user_id'.*keep="):
+        graph.job(source(10), tmp_path / "a", push_to="visits").run()
+    assert not (tmp_path / "a").exists()
+    plain = Graph("plain", input=Question, output=Answer)
+    with plain as rows:
+        plain.output(rows)
+    with pytest.raises(BatchJobError, match="no FeatureLookup"):
+        plain.job(source(10), tmp_path / "a", push_to="visits")
+    sink = FeatureSink("visits", repo)
+    assert plain.job(source(10), tmp_path / "a", push_to=sink).push_to is sink
