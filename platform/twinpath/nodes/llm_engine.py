@@ -189,8 +189,10 @@ def _config(field: Any, value: Any) -> Any:
     if not isinstance(value, Mapping) or field.default_factory is dataclasses.MISSING:
         return value
     default: Any = field.default_factory()
+    if not dataclasses.is_dataclass(default):
+        return value
     kind: Any = type(default)
-    return kind(**value) if dataclasses.is_dataclass(kind) else value
+    return kind(**value)
 
 
 def _closest(name: str, known: set[str]) -> str:
