@@ -185,7 +185,7 @@ def _evil_skops_type(path: Path, proof: Path) -> Path:
     skops(path)
     schema = {
         "__class__": "system", "__module__": "os", "__loader__": "FunctionNode", "__id__": 1,
-        "content": "os.system", "protocol": 3, "_skops_version": "0.16.0",
+        "content": "os.system", "protocol": 2, "_skops_version": "0.16.0",
     }  # fmt: skip
     with zipfile.ZipFile(path / "model.skops", "w") as archive:
         archive.writestr("schema.json", json.dumps(schema))
