@@ -34,6 +34,8 @@ from twinpath.errors import UntrustedModelError
 from twinpath.registry.reference import REFUSED_TAG
 from twinpath.registry.slots import Slots
 
+pytestmark = pytest.mark.timeout(300)
+
 
 class Bed:
     """A node that serves a good version of a model, and the shelf to put worse ones on."""

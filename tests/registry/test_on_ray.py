@@ -18,7 +18,7 @@ from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.session import ServeSession
 from twinpath.registry.reference import LIVE_TAG, REFUSED_TAG
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ROW = {"a": 0.1, "b": 0.2, "c": 0.3}
