@@ -1,5 +1,6 @@
 """Prompts to replicas by their beginnings, on a real Ray Serve with two replicas."""
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
@@ -10,6 +11,7 @@ from pydantic import BaseModel
 from ray import serve
 
 from twinpath import Batch, Graph, Node, Replicas
+from twinpath.errors import InputError
 
 TOPICS = [
     f"You are an assistant for {topic}. Answer in one sentence, and be kind to everybody. " * 2
@@ -36,6 +38,14 @@ class Here(Node):
 
     async def predict(self, columns):
         return {"pid": np.full(len(columns["prompt"]), os.getpid())}
+
+    async def stream(self, columns):
+        if columns["prompt"][0] == "refused":
+            raise InputError("no such prompt")
+        for _ in range(3):
+            yield {"pid": np.array([os.getpid()])}
+        if columns["prompt"][0] == "breaks":
+            raise InputError("it broke off")
 
 
 graph = Graph("here", input=Ask, output=Seen)
@@ -72,4 +82,19 @@ def test_prompts_that_begin_alike_come_to_one_replica_and_all_replicas_get_some(
     with ThreadPoolExecutor(16) as pool:
         crowd = list(pool.map(ask, [[{"prompt": TOPICS[0], "session": ""}] * 20] * 16))
     assert all(len(pids) == 20 for pids in crowd)
+
+    def stream(prompt: str) -> httpx.Response:
+        url = f"{ray_and_serve}/here/v2/models/here/generate_stream"
+        return httpx.post(url, json={"prompt": prompt}, timeout=60)
+
+    answer = stream(TOPICS[0])
+    events = [json.loads(line[6:]) for line in answer.text.split("\n\n") if line]
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert len(events) == 3
+    assert {event["pid"] for event in events} <= everywhere
+    broken = [json.loads(line[6:]) for line in stream("breaks").text.split("\n\n") if line]
+    assert [*broken[-1]] == ["error", "code"]
+    assert (len(broken), broken[-1]["code"]) == (4, "invalid_input")
+    refused = stream("refused")
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_input")
     serve.delete("here")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from twinpath import Columns, Graph, Node
-from twinpath.errors import MalformedBodyError, TwinpathError
+from twinpath.errors import InputError, MalformedBodyError, TwinpathError
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
 from twinpath.graph.tensors import Tensor
@@ -155,6 +155,20 @@ async def test_a_length_that_is_none_is_refused_before_and_after_the_head_is_kno
         with pytest.raises(MalformedBodyError):
             codec.decode(bad)
         assert (await answered(codec, whole)).status == 200
+
+
+@pytest.mark.parametrize("a", ["[true, 1.5]", "[1.5, false]", "[[true], [1]]"])
+@pytest.mark.parametrize("b", ["[1]", "[true]"])
+async def test_a_boolean_in_json_is_no_number(a: str, b: str):
+    """Python would take it for one."""
+    body = (
+        f'{{"inputs": [{{"name": "a", "datatype": "FP32", "shape": [1, 2], "data": {a}}},'
+        f'{{"name": "b", "datatype": "INT64", "shape": [1, 1], "data": {b}}}]}}'
+    )
+    with pytest.raises(InputError, match="does not hold FP32 values"):
+        SHARED.decode(Request("/v2/models/pair/infer", b"", {}, body.encode()))
+    good = body.replace("true", "1").replace("false", "0")
+    assert (await answered(SHARED, Request("", b"", {}, good.encode()))).status == 200
 
 
 async def test_heads_that_never_come_again_take_no_memory(monkeypatch: pytest.MonkeyPatch):

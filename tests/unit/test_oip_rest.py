@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
 from twinpath import Batch, Columns, Graph, Node, Tensor
-from twinpath.errors import TwinpathError
+from twinpath.errors import InputError, TwinpathError
 from twinpath.graph.stage import Executor
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
@@ -426,3 +426,57 @@ async def test_the_plain_way_answers_byte_for_byte_like_the_other(rows: list[Any
         other = await session.post(path, json={"inputs": inputs, "outputs": outputs})
     assert plain.status_code == other.status_code == 200
     assert plain.content == other.content
+
+
+def slowly(datatype: str, values: list[Any]) -> NDArray[Any] | None:
+    """What the numbers of a tensor are, read one by one; None for one that does not belong."""
+    wanted = TENSORS[datatype]
+    read: list[Any] = []
+    for value in values:
+        if wanted.kind == "b":
+            fits = value in (0, 1) and type(value) in (bool, int)
+        elif wanted.kind == "f":
+            fits = value is None or type(value) in (int, float)
+            value = float("nan") if value is None else value
+        else:
+            limits = np.iinfo(wanted)
+            fits = type(value) is int and limits.min <= value <= limits.max
+        if not fits:
+            return None
+        with np.errstate(over="ignore"):
+            read.append(wanted.type(value))
+    return np.array(read, dtype=wanted)
+
+
+whole_numbers = st.integers(-(2**64), 2**64 - 1) | st.sampled_from(
+    [0, 1, 127, 128, -129, 255, 256, 2**31, 2**53 + 1, -(2**53) - 1, 2**63 - 1, 2**63, 2**64 - 1]
+)
+floats = st.floats(allow_nan=False, allow_infinity=False, width=32)
+mixed = st.lists(
+    st.integers(-3, 3) | floats | st.none() | st.booleans() | st.just("1"), min_size=1, max_size=6
+)
+one_kind = st.one_of(
+    *(st.lists(kind, min_size=1, max_size=6) for kind in (whole_numbers, floats, st.booleans()))
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.sampled_from(sorted(TENSORS)), one_kind | mixed, st.booleans(), st.booleans())
+def test_numbers_are_read_at_once_as_one_by_one(
+    datatype: str, values: list[Any], nested: bool, told: bool
+):
+    wanted = slowly(datatype, values) if "1" not in values else None
+    if TENSORS[datatype].kind == "f" and any(type(v) is int and abs(v) > 2**53 for v in values):
+        return  # how they are rounded is numpy's affair
+    data = [[value] for value in values] if nested else values
+    may_hold_bools = not told or any(type(value) is bool for value in values)
+    shape = [len(values), 1]
+    try:
+        with np.errstate(over="ignore"):
+            found = from_json("x", datatype, shape, data, may_hold_bools=may_hold_bools)
+    except InputError:
+        assert wanted is None
+    else:
+        assert wanted is not None, found
+        assert found.dtype == TENSORS[datatype]
+        np.testing.assert_array_equal(found.ravel(), wanted)

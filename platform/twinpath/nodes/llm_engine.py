@@ -80,7 +80,7 @@ class EngineNode(Node):
                     config,
                     disable_log_stats=arguments.disable_log_stats,
                     enable_log_requests=arguments.enable_log_requests,
-                    stat_loggers=[self.load.logger],
+                    stat_loggers=None if arguments.disable_log_stats else [self.load.logger],
                 )
         finally:
             if before is None:

@@ -117,7 +117,7 @@ def _typed(name: str, tensor: Any, shape: list[int]) -> NDArray[Any]:
     if field == "bytes_contents":
         lengths = [len(value).to_bytes(4, "little") + value for value in values]
         return from_raw(name, "BYTES", shape, memoryview(b"".join(lengths)))
-    return from_json(name, tensor.datatype, shape, values)
+    return from_json(name, tensor.datatype, shape, values, may_hold_bools=False)
 
 
 def _parameters(given: Mapping[str, pb.InferParameter]) -> dict[str, Any]:

@@ -98,13 +98,14 @@ class InferCodec:
                 columns = known.columns(body, size)
                 return Call(columns, known.encode, known.timeout_s, known.priority)
         document, tail = document_of(body, length)
+        bools = b"true" in body or b"false" in body
         if tail is None and len(document) == 1 and b"accept-encoding" not in headers:
-            plain = self._plain(document)
+            plain = self._plain(document, bools)
             if plain is not None:
                 if version is None:
                     return Call(plain, self._encode_all)
                 return Call(plain, lambda outcome: self._encode_all(outcome, version))
-        columns = self._plane.checked(self._columns(document, tail))
+        columns = self._plane.checked(self._columns(document, tail, bools))
         parameters = _parameters(document)
         wanted = self.wanted(document, parameters)
         request_id = document.get("id")
@@ -122,7 +123,7 @@ class InferCodec:
         """See `exchange.Codec`."""
         return refuse(error)
 
-    def _plain(self, document: dict[str, Any]) -> Columns | None:
+    def _plain(self, document: dict[str, Any], bools: bool) -> Columns | None:
         """The columns of the plainest request: each input of the model, of exactly its datatype
         and shape, and nothing else. None for any other, which takes the longer way."""
         inputs = document.get("inputs")
@@ -147,7 +148,7 @@ class InferCodec:
                 or type(data) is not list
             ):
                 return None
-            values = from_json(name, known[0], shape, data)
+            values = from_json(name, known[0], shape, data, may_hold_bools=bools)
             columns[name] = values
         if len(columns) != len(wanted):
             return None
@@ -192,7 +193,7 @@ class InferCodec:
         parts[-1] = b"}]}"
         return Answer(200, b"".join(parts))
 
-    def _columns(self, document: dict[str, Any], tail: memoryview | None) -> Columns:
+    def _columns(self, document: dict[str, Any], tail: memoryview | None, bools: bool) -> Columns:
         given = document.get("inputs")
         if not isinstance(given, list) or not given:
             raise MalformedBodyError(
@@ -221,7 +222,8 @@ class InferCodec:
                 values = from_raw(name, datatype, shape, tail[at : at + size])  # type: ignore[arg-type]  # checked there
                 at += size
             elif "data" in tensor:
-                values = from_json(name, datatype, shape, tensor["data"])  # type: ignore[arg-type]  # checked there
+                data = tensor["data"]
+                values = from_json(name, datatype, shape, data, may_hold_bools=bools)  # type: ignore[arg-type]  # checked there
             else:
                 raise InputError(f"input {name!r} has neither data nor binary_data_size")
             columns[name] = to_column(name, kind, values)

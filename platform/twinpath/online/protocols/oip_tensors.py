@@ -69,9 +69,17 @@ def checked_shape(name: str, datatype: Any, shape: Any) -> int:
     return elements
 
 
-def from_json(name: str, datatype: str, shape: list[int], data: Any) -> NDArray[Any]:
-    """``data``, flat or nested, as an array of this shape. Raises InputError."""
+def from_json(
+    name: str, datatype: str, shape: list[int], data: Any, *, may_hold_bools: bool = True
+) -> NDArray[Any]:
+    """``data``, flat or nested, as an array of this shape. Raises InputError.
+
+    Python takes booleans for numbers, JSON does not: they are looked for, unless the caller knows
+    that there are none.
+    """
     elements = checked_shape(name, datatype, shape)
+    if may_hold_bools and datatype not in ("BOOL", "BYTES") and _holds_bool(data):
+        raise _wrong(name, datatype, data)
     packed = _packed(datatype, elements, data)
     if packed is not None:
         return packed.reshape(shape)
@@ -179,6 +187,17 @@ _CODES = {
 @lru_cache(maxsize=1024)
 def _struct(code: str, count: int) -> struct.Struct:
     return struct.Struct(f"={count}{code}")
+
+
+def _holds_bool(data: Any) -> bool:
+    pending = [data]
+    while pending:
+        item = pending.pop()
+        if type(item) is bool:
+            return True
+        if type(item) is list:
+            pending += item
+    return False
 
 
 def _packed(datatype: str, elements: int, data: Any) -> NDArray[Any] | None:
