@@ -28,7 +28,9 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it and wait until it answers."""
+        """Start it, if it does not run, and wait until it answers."""
+        if self._process is not None and self._process.poll() is None:
+            return
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [

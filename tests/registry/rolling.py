@@ -62,7 +62,7 @@ class MlflowServer:
                 command, stdout=sink, stderr=subprocess.STDOUT, cwd=self._folder,
                 start_new_session=True,
             )  # fmt: skip
-        until(self._answers, 120, f"MLflow, see {self._folder}/mlflow.log")
+        until(self._answers, 400, f"MLflow, see {self._folder}/mlflow.log")
 
     def stop(self) -> None:
         """Kill it and its workers; whoever asks it then is refused."""
@@ -226,8 +226,8 @@ class Rolling:
         }
         config = self.folder / "serve.yaml"
         config.write_text(yaml.safe_dump({"applications": [application | more]}))
-        self.session.deploy(config, timeout_s=240)
-        self.session.wait_until_ready(timeout_s=120)
+        self.session.deploy(config, timeout_s=400)
+        self.session.wait_until_ready(timeout_s=240)
 
     def admin(self, method: str, path: str, key: str | None = None, **kw: Any) -> httpx.Response:
         """A request to the admin API."""
@@ -252,7 +252,7 @@ class Rolling:
         """The state of the rollout."""
         return self.status().get("rollout") or {}
 
-    def ended(self, timeout_s: float = 180) -> dict[str, Any]:
+    def ended(self, timeout_s: float = 300) -> dict[str, Any]:
         """Wait until the rollout is over."""
         until(lambda: self.rollout().get("live") is False, timeout_s, f"an end of {self.status()}")
         return self.rollout()

@@ -18,7 +18,7 @@ from twinpath.online.session import ServeSession
 from twinpath.registry.client import Registry
 from twinpath.rollout.state import TAG, RolloutState
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 #: The controller and one replica of the graph are put on the node that has it.
 PLACED = {"control": 0.1}
 

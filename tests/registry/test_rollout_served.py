@@ -14,7 +14,7 @@ from twinpath.cli import app
 from twinpath.errors import ForbiddenError, RolloutError
 from twinpath.online.session import ServeSession
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

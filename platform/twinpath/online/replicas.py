@@ -259,7 +259,10 @@ class PlacedNode:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
             }
-            return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
+            return Outcome(
+                outcome.n, kept, outcome.rows, outcome.errors,
+                notes=outcome.notes, remarks=outcome.remarks,
+            )  # fmt: skip
         return outcome
 
     async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
