@@ -11,7 +11,8 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from rolling import HERE, MODEL, ROOT, Load, MlflowServer, Rolling, register, session_env, until
+from mlflow_server import MlflowServer
+from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
 
 from twinpath.errors import TwinpathError
 from twinpath.online.session import ServeSession

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from rolling import HERE, MODEL, ROOT, Load, MlflowServer, Rolling, register, session_env, until
+from mlflow_server import MlflowServer
+from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
 from typer.testing import CliRunner, Result
 
 from twinpath.cli import app
