@@ -7,6 +7,7 @@ from registered_models import X, network
 from twinpath.errors import ConfigError
 from twinpath.registry.device import TorchOptions, TorchRunner
 
+pytestmark = pytest.mark.timeout(300)
 ROWS = X[:64].astype(np.float32)
 
 
