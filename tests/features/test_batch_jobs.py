@@ -71,7 +71,9 @@ class Again(Node):
 def graph(repo) -> Graph:
     graph = Graph("shop", input=Question, output=Answer)
     with graph as rows:
-        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at")(rows)
+        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at", timeout_ms=60_000)(
+            rows
+        )
         graph.output(found, Again()(found))
     return graph
 
@@ -147,11 +149,11 @@ def test_served_graphs_read_what_was_pushed_and_their_captures_have_no_skew(tmp_
     from twinpath.online.session import free_ports
 
     repo = repository(tmp_path / "shop")
-    node = FeatureLookup("visits_only", str(tmp_path / "shop"), as_of="asked_at")
+    node = FeatureLookup("visits_only", str(tmp_path / "shop"), as_of="asked_at", timeout_ms=60_000)
     args = {
         "features": {
             "capture": {"folder": str(tmp_path / "captured")},
-            "push": {"callers": "anyone"},
+            "push": {"callers": "anyone", "max_wait_s": 60},
         }
     }
     [port] = free_ports(1)
