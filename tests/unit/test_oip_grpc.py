@@ -1,5 +1,6 @@
 """Messages of the Open Inference Protocol: whatever they hold, an answer or our own error."""
 
+import pickle
 from typing import Annotated, Any
 
 import numpy as np
@@ -14,8 +15,8 @@ from twinpath.errors import GRPC_STATUS, InputError, TwinpathError, http_status_
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
-from twinpath.online.exchange import Call, Request
-from twinpath.online.oip_service import status_of
+from twinpath.online.exchange import Answer, Call, Request
+from twinpath.online.oip_service import _Refused, status_of
 from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.protocols.oip_grpc import GrpcCodec, answer
 from twinpath.online.protocols.oip_rest import InferCodec
@@ -149,3 +150,11 @@ def test_nothing_but_our_own_errors_whatever_a_message_holds(given_tensors: Any,
         decode(message)
     except TwinpathError:
         return
+
+
+def test_a_refusal_survives_the_way_to_another_process():
+    """From a replica to Serve's gRPC proxy, which reads its text."""
+    answer = Answer(429, b"enough", headers=[(b"retry-after", b"7")])
+    found = pickle.loads(pickle.dumps(_Refused(answer)))
+    assert (found.message, found.http_status) == ("enough", 429)
+    assert found.trailers == [("retry-after", "7")]

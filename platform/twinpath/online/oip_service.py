@@ -134,8 +134,13 @@ class _Refused(TwinpathError):
 
     def __init__(self, answer: Answer) -> None:
         super().__init__(answer.body.decode())
+        self._answer = answer
         self.http_status = answer.status  # type: ignore[misc]  # of this one, not of its class
         self.trailers = [(k.decode(), v.decode("latin-1")) for k, v in answer.headers]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # It travels from a replica to Serve's gRPC proxy.
+        return type(self), (self._answer,)
 
 
 def status_of(error: TwinpathError) -> grpc.StatusCode:
