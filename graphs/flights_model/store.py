@@ -6,7 +6,7 @@ makes its online store Redis instead of SQLite.
 
 import os
 import shutil
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 
 from graphs.flights_model.data import whole_directory
@@ -54,10 +54,7 @@ def make_repository(directory: Path) -> Path:
 
 def materialise(directory: Path, until: datetime = MOMENT) -> None:
     """Write the features that held at `until` to the online store."""
-    from twinpath.features.materialise import materialise as fill
+    from twinpath.features.materialise import materialise as write
     from twinpath.features.repo import FeatureRepo
 
-    repo = FeatureRepo(repository(directory))
-    for view in repo.service(SERVICE).views:
-        held = timedelta(seconds=view.ttl_s or 0.0)
-        fill(repo, start=until - held, end=until, views=[view.name])
+    write(FeatureRepo(repository(directory)), end=until)

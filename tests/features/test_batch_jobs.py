@@ -1,6 +1,8 @@
 """Batch jobs with a feature lookup on Ray Data: as of then, as of now, and written back."""
 
+import json
 import os
+import time
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -25,7 +27,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
 def ray():
     import ray
 
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
+    here = Path(__file__).parent
+    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), str(here)])
     ray.init(
         address="local", num_cpus=8, include_dashboard=False, log_to_driver=False,
         logging_level="error",
@@ -68,7 +71,9 @@ class Again(Node):
 def graph(repo) -> Graph:
     graph = Graph("shop", input=Question, output=Answer)
     with graph as rows:
-        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at")(rows)
+        found = FeatureLookup("visits_only", str(repo.given), as_of="asked_at", timeout_ms=60_000)(
+            rows
+        )
         graph.output(found, Again()(found))
     return graph
 
@@ -133,3 +138,66 @@ def test_rows_that_cannot_become_features_are_refused_before_anything_runs(graph
         plain.job(source(10), tmp_path / "a", push_to="visits")
     sink = FeatureSink("visits", repo)
     assert plain.job(source(10), tmp_path / "a", push_to=sink).push_to is sink
+
+
+def test_served_graphs_read_what_was_pushed_and_their_captures_have_no_skew(tmp_path):
+    import httpx
+    from ray import serve
+    from typer.testing import CliRunner
+
+    from twinpath.cli import app
+    from twinpath.online.session import free_ports
+
+    repo = repository(tmp_path / "shop")
+    node = FeatureLookup("visits_only", str(tmp_path / "shop"), as_of="asked_at", timeout_ms=60_000)
+    args = {
+        "features": {
+            "capture": {"folder": str(tmp_path / "captured")},
+            "push": {"callers": "anyone", "max_wait_s": 60},
+        }
+    }
+    [port] = free_ports(1)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    row = {"user_id": "new", "shop": 1, "visits": 4, "spent": 10.0,
+           "event_timestamp": NOW.isoformat()}  # fmt: skip
+    question = {"user_id": "new", "shop": 1, "asked_at": NOW.isoformat()}
+    try:
+        # In the ingress, and in a replica of its own.
+        for name, made in (("fused", node), ("placed", node.on(num_cpus=0.1))):
+            graph = Graph(name, input=Question, output=Spent)
+            with graph as rows:
+                graph.output(made(rows))
+            serve.run(graph.app(args), name=name, route_prefix=f"/{name}")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+            body = {"view": "visits", "rows": [row], "wait": True}
+            answer = client.post("/fused/features/push", json=body)
+            assert (answer.status_code, answer.json()) == (200, {"accepted": 1, "written": 1})
+            for name in ("fused", "placed"):
+                answer = client.post(f"/{name}/predict", json={"rows": [question]})
+                assert answer.json()["rows"] == [{"spent": 10.0, "a_visit": 2.5}]
+    finally:
+        serve.shutdown()
+    # The history learns of it as well, as docs/features-offline.md says it should.
+    source = tmp_path / "shop" / "visits.parquet"
+    seen = pd.DataFrame([row]).assign(event_timestamp=NOW)
+    seen = seen.astype({"event_timestamp": "datetime64[us]"})
+    pd.concat([pd.read_parquet(source), seen]).to_parquet(source)
+    for name in ("fused", "placed"):
+        captured = tmp_path / "captured" / name / "feature_lookup"
+        until(lambda folder=captured: list(folder.glob("*.parquet")))
+        result = CliRunner().invoke(app, ["features", "skew", str(captured), "--json"])
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert json.loads(result.stdout)["rows"] == 1
+    assert repo.given == tmp_path / "shop"
+
+
+class Spent(BaseModel):
+    spent: float | None = None
+    a_visit: float | None = None
+
+
+def until(condition) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.05)

@@ -22,6 +22,7 @@ from twinpath.features.repo import FeatureRepo
 from twinpath.online.capturing import capture
 from twinpath.online.feature_args import CaptureArgs
 
+pytestmark = pytest.mark.timeout(300)
 DEFINITIONS = """
     from pathlib import Path
     from tests.features.conftest import definitions
@@ -113,7 +114,9 @@ def served(folder: Path, moments: list, captured: Path) -> Path:
     repo = FeatureRepo(folder)
     graph = Graph("shop", input=Visit, output=Spent)
     with graph as rows:
-        graph.output(FeatureLookup("visits_only", str(folder), as_of="asked_at")(rows))
+        graph.output(
+            FeatureLookup("visits_only", str(folder), as_of="asked_at", timeout_ms=60_000)(rows)
+        )
     users = np.array([f"user-{i % 20}" for i in range(60)], object)
     shops = np.array([i % 3 - 1 for i in range(60)])
     with LocalRunner(graph.plan) as runner:

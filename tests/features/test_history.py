@@ -16,6 +16,7 @@ from twinpath.features.materialise import last_end, materialise
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.rows import RowMaker
 
+pytestmark = pytest.mark.timeout(300)
 HOUR_US = 3_600_000_000
 NOW_US = int(NOW.replace(tzinfo=UTC).timestamp()) * 1_000_000
 
@@ -104,7 +105,7 @@ def test_what_is_served_at_a_moment_is_what_is_joined_at_it(tmp_path):
     materialise(repo, start=NOW - timedelta(days=3), end=NOW)
     graph = Graph("shop", input=Question, output=Answer)
     with graph as rows:
-        graph.output(FeatureLookup("visits_only", repo, as_of="asked_at")(rows))
+        graph.output(FeatureLookup("visits_only", repo, as_of="asked_at", timeout_ms=60_000)(rows))
     keys, _ = asked()
     questions = [
         {"user_id": u, "shop": int(s), "asked_at": NOW}

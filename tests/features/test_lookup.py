@@ -206,3 +206,26 @@ def test_values_that_were_read_serve_again_within_their_bound_and_no_longer(redi
     assert second in (first, first + 2)  # a machine that stands still for half a second reads again
     assert third > first
     assert online.statistics.cached_entities in (0, 2)
+
+
+def test_the_registry_is_read_anew_beside_the_requests(tmp_path_factory):
+    import time
+
+    from tests.features.conftest import make_repo
+    from twinpath.features.repo import FeatureRepo
+
+    folder = make_repo(tmp_path_factory.mktemp("watched") / "repo", "{type: sqlite, path: o.db}")
+    repo = FeatureRepo(folder)
+    assert repo.service("types_only").views[0].ttl_s == 12 * 3600
+    repo.watch(every_s=0.05)
+    try:
+        store = FeatureRepo(folder).store
+        view = store.get_feature_view("types")
+        view.ttl = timedelta(hours=1)
+        store.apply([view])
+        end_s = time.monotonic() + 60
+        while repo.service("types_only").views[0].ttl_s != 3600:
+            assert time.monotonic() < end_s, "the change was not seen"
+            time.sleep(0.02)
+    finally:
+        repo.close()

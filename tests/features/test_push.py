@@ -29,7 +29,7 @@ from twinpath.online.feature_args import PushArgs
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.keys import new_key, write_keys
 
-KEYS = {"user_id": ["ann"], "shop": [1]}
+pytestmark = pytest.mark.timeout(300)
 
 
 def visit(**values) -> dict:
@@ -197,6 +197,7 @@ async def test_the_endpoint_takes_rows_from_callers_who_may(repo, tmp_path):
         plan_of(repo),
         [({"x-api-key": may}, body), ({"x-api-key": may_not}, body), ({}, body)],
         gateway=gateway,
+        push=PushArgs(max_wait_s=60),
     )
     assert [answer.status_code for answer in answers] == [200, 403, 401]
     assert answers[0].json() == {"accepted": 1, "written": 1}

@@ -193,6 +193,7 @@ def test_the_cpu_engine_says_that_it_cannot_sleep(llm: LLM, loop: asyncio.Runner
     [
         ({"engine": {"max_model_length": 5}}, "'max_model_length' .* mean 'max_model_len'"),
         ({"engine": {"max_model_len": "many"}}, "max_model_len"),
+        ({"engine": {"structured_outputs_config": {"backends": "x"}}}, "backends"),
         ({"sampling": {"temprature": 1}}, "'temprature' .* mean 'temperature'"),
         ({"sampling": {"temperature": -1}}, "temperature"),
     ],

@@ -1,18 +1,20 @@
-"""The support graph with a real embedding model and a real engine, in process."""
+"""The support graph's own parts: a real embedding model, examples, verdicts."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import pytest
 
 from graphs.support import SURE, support
-from graphs.support_model.nodes import OTHER, Answer, Intents, intents, verdict_schema
-from llm.conftest import ENGINE, ENVIRONMENT
-from twinpath.nodes.llm_memory import GIB, plan_node
-
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+from graphs.support_model.nodes import (
+    OTHER,
+    Answer,
+    Intents,
+    Question,
+    intents,
+    verdict_schema,
+)
 
 #: Messages that are not among the examples, and what they are about.
 KNOWN = {
@@ -44,63 +46,32 @@ STRANGE = [
 
 
 @pytest.fixture(scope="module")
-def graph(llama: Path, minilm: Path) -> Iterator[Any]:
-    engine = {**ENGINE, "max_model_len": 512, "enable_prefix_caching": True}
-    engine["structured_outputs_config"] = {
-        "backend": "xgrammar", "disable_any_whitespace": True,
-    }  # fmt: skip
-    made = support(
-        str(minilm), str(llama), engine=engine, environment=ENVIRONMENT, fused=True,
-        max_reply_chars=30,
-    )  # fmt: skip
-    yield made
-    made.close()
+def intent_node(minilm: Path) -> Intents:
+    node = Intents(str(minilm))
+    node.setup()
+    return node
 
 
-def test_what_the_examples_know_is_answered_without_the_language_model(graph):
-    rows = graph.run([{"message": message} for message in KNOWN]).raise_for_errors().rows()
-    for (message, intent), row in zip(KNOWN.items(), rows, strict=True):
-        assert row["intent"] == intent, message
-        assert row["answered_by"] == "examples"
-        assert row["reply"] == intents()[intent]["reply"]
-        assert row["completion_tokens"] == 0
-        assert row["confidence"] >= SURE
+def test_the_examples_know_what_passengers_ask_in_other_words(intent_node):
+    found = intent_node.predict({"vector": intent_node.vectors([*KNOWN])})
+    assert found["intent"].tolist() == [*KNOWN.values()]
+    assert (found["confidence"] >= SURE).all()
 
 
-def test_what_they_do_not_know_goes_to_the_language_model_and_fits_the_schema(graph):
-    mixed = [*STRANGE, *list(KNOWN)[:3]]
-    rows = graph.run([{"message": message} for message in mixed]).raise_for_errors().rows()
-    for row in rows[: len(STRANGE)]:
-        assert row["confidence"] < SURE
-        assert row["answered_by"] == "model"
-        assert row["intent"] in {*intents(), OTHER}
-        assert 0 < len(row["reply"]) <= 30
-        assert row["completion_tokens"] > 0
-    assert {row["answered_by"] for row in rows[len(STRANGE) :]} == {"examples"}
+def test_what_fits_no_intent_is_left_to_the_language_model(intent_node):
+    found = intent_node.predict({"vector": intent_node.vectors(STRANGE)})
+    assert (found["confidence"] < SURE).all()
 
 
-def test_the_question_is_read_from_the_prefix_cache_but_for_its_end(graph):
-    node = engine_node(graph)
-    before = node.load.prefix_hits
-    graph.run([{"message": message} for message in STRANGE]).raise_for_errors()
-    assert node.load.prefix_queries > 0
-    assert node.load.prefix_hits > before
-
-
-def test_a_memory_plan_says_what_the_engine_itself_counts(graph):
-    node = engine_node(graph)
-    cache = node.engine.vllm_config.cache_config
-    plan = plan_node(node, 64 * GIB)
-    assert plan is not None
-    blocks = plan.kv_bytes // (plan.kv_bytes_per_token * cache.block_size)
-    assert plan.kv_bytes == GIB, "VLLM_CPU_KVCACHE_SPACE=1"
-    assert cache.num_gpu_blocks == blocks
-    assert plan.tokens_per_sequence == node.engine.model_config.max_model_len
-
-
-def engine_node(graph: Any) -> Any:
-    [step] = [s for s in graph.plan.steps if s.name == "llm"]
-    return graph._runner._executor.loaded(step)
+def test_the_question_begins_alike_for_all_and_only_unsure_rows_go_to_the_engine():
+    chats = Question().predict({"message": np.array(["one", "two"], dtype=object)})["chat"]
+    first, second = (json.loads(chat) for chat in chats)
+    assert first[0] == second[0]
+    assert [chat[1]["content"] for chat in (first, second)] == ["one", "two"]
+    steps = {step.name: step for step in support("embeddings", "llm").plan.steps}
+    assert steps["llm"].where is not None
+    assert steps["llm"].placement is not None
+    assert support("embeddings", "llm", fused=True).plan.placed == ()
 
 
 def test_a_verdict_that_breaks_off_goes_to_a_person():

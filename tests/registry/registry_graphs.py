@@ -27,7 +27,6 @@ with fused as row:
         inputs=dict.fromkeys("abc", "float64"),
         model_version="version",
         poll_s=0.5,
-        timeout_s=3,
     )
     fused.output(model(row, name="model"))
 fused_app = fused.app

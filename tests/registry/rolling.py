@@ -1,10 +1,5 @@
 """What the tests of rollouts on Serve share: a real MLflow server, models, load, a served graph."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -15,10 +10,11 @@ from typing import Any
 import httpx
 import numpy as np
 import yaml
+from mlflow_server import MlflowServer
 from rollout_graphs import CARRIERS
 
 from twinpath.online.gateway.keys import new_key, write_keys
-from twinpath.online.session import ServeSession, free_ports
+from twinpath.online.session import ServeSession
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -38,51 +34,6 @@ def until(condition: Callable[[], Any], timeout_s: float, what: str) -> Any:
         assert time.monotonic() < deadline_s, f"{what}: not in {timeout_s} s"
         time.sleep(0.2)
     return found
-
-
-class MlflowServer:
-    """``mlflow server`` on a database file; it can be stopped and started at the same port."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._port = free_ports(1)[0]
-        self.uri = f"http://127.0.0.1:{self._port}"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        """Start it and wait until it answers."""
-        command = [
-            sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1",
-            "--port", str(self._port), "--workers", "1",
-            "--backend-store-uri", f"sqlite:///{self._folder}/mlflow.db",
-            "--artifacts-destination", f"{self._folder}/artifacts",
-        ]  # fmt: skip
-        with (self._folder / "mlflow.log").open("ab") as sink:
-            self._process = subprocess.Popen(
-                command, stdout=sink, stderr=subprocess.STDOUT, cwd=self._folder,
-                start_new_session=True,
-            )  # fmt: skip
-        until(self._answers, 120, f"MLflow, see {self._folder}/mlflow.log")
-
-    def stop(self) -> None:
-        """Kill it and its workers; whoever asks it then is refused."""
-        if self._process is not None:
-            os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-            until(lambda: not self._listens(), 30, "MLflow's port is free")
-
-    def _answers(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, (self._folder / "mlflow.log").read_text()[-2000:]
-        try:
-            return httpx.get(f"{self.uri}/health", timeout=5).status_code == 200
-        except httpx.HTTPError:
-            return False
-
-    def _listens(self) -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self._port)) == 0
 
 
 def rows(n: int, seed: int) -> dict[str, np.ndarray]:
@@ -226,8 +177,8 @@ class Rolling:
         }
         config = self.folder / "serve.yaml"
         config.write_text(yaml.safe_dump({"applications": [application | more]}))
-        self.session.deploy(config, timeout_s=240)
-        self.session.wait_until_ready(timeout_s=120)
+        self.session.deploy(config, timeout_s=400)
+        self.session.wait_until_ready(timeout_s=240)
 
     def admin(self, method: str, path: str, key: str | None = None, **kw: Any) -> httpx.Response:
         """A request to the admin API."""
@@ -252,7 +203,7 @@ class Rolling:
         """The state of the rollout."""
         return self.status().get("rollout") or {}
 
-    def ended(self, timeout_s: float = 180) -> dict[str, Any]:
+    def ended(self, timeout_s: float = 300) -> dict[str, Any]:
         """Wait until the rollout is over."""
         until(lambda: self.rollout().get("live") is False, timeout_s, f"an end of {self.status()}")
         return self.rollout()

@@ -10,6 +10,8 @@ from registered_models import FLAVORS, TEXTS, Shelf, columns, skops, trained
 from twinpath import RegistryModel
 from twinpath.registry.reference import DIGEST_TAG
 
+pytestmark = pytest.mark.timeout(300)
+
 
 def loaded(name: str, shelf: Shelf, **more: Any) -> RegistryModel:
     """A node with what the registry says should serve."""

@@ -21,7 +21,7 @@ def train(directory: Path, seed: int) -> None:
     save_model(directory / "model" / "delay.joblib", model)
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_what_was_trained_is_registered_once_and_served_with_the_same_answers(tmp_path: Path):
     train(tmp_path, 0)
     assert ensure_registered(tmp_path) == "1"

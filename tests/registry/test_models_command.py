@@ -11,6 +11,7 @@ from twinpath.errors import ConfigError, RolloutError, UnknownModelError
 from twinpath.registry.reference import LIVE_TAG, REFUSED_TAG, ROLLOUT_TAG
 from twinpath.rollout.state import RolloutState
 
+pytestmark = pytest.mark.timeout(300)
 NAME = "commanded"
 
 

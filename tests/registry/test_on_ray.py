@@ -18,7 +18,7 @@ from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.session import ServeSession
 from twinpath.registry.reference import LIVE_TAG, REFUSED_TAG
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(500)]
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 ROW = {"a": 0.1, "b": 0.2, "c": 0.3}
@@ -136,17 +136,19 @@ def test_versions_are_swapped_under_load_without_a_failed_request(served: Served
     assert order[-3:] == wanted
 
 
-def test_a_bad_version_takes_no_traffic_and_is_named(served: Served):
+def test_a_bad_version_takes_no_traffic_and_is_named(served: Served, tmp_path: Path):
     before = served.answer()["version"]
     bad = constant(0.5)
     bad.intercept_[:] = np.nan
-    files = skops(served.folder / "nan", bad)
+    files = skops(tmp_path / "nan", bad)
     version = served.shelf.register(NAME, files, "champion")
     until(lambda: served.shelf.tag(NAME, version, REFUSED_TAG), "the registry was told")
     assert "not finite" in str(served.shelf.tag(NAME, version, REFUSED_TAG))
     assert served.answer()["version"] == before
-    notes = served.http.get("/readyz").json()["notes"]
-    assert any(f"version {version} of 'served' is refused" in note for note in notes)
+    text = f"version {version} of 'served' is refused"
+    # The replica that told the registry may be the other one.
+    until(lambda: text in served.http.get("/readyz").text, "readiness says why")
+    assert served.answer()["version"] == before
     served.shelf.alias(NAME, before)
     until(lambda: "notes" not in served.http.get("/readyz").json(), "nothing to complain of")
 
@@ -166,10 +168,11 @@ def test_a_request_may_pin_a_version_in_every_protocol(served: Served):
     served.shelf.client.set_registered_model_tag(NAME, LIVE_TAG, other)
     metadata = "/v2/models/scored"
     until(lambda: served.http.get(metadata).json()["versions"] == [first, other], "both are live")
+    asked = {"x-model-version": other}
     until(
         lambda: served.http.post(
-            "/placed/scored/predict", json={"rows": [ROW]}, headers={"x-model-version": other}
-        ).json()["rows"][0].get("version") == other,
+            "/placed/scored/predict", json={"rows": [ROW]}, headers=asked
+        ).status_code == 200,
         "both are live in the placed node",
     )  # fmt: skip
     for version, score in ((first, 0.5), (other, 0.75)):
@@ -233,8 +236,9 @@ def test_a_registry_that_is_away_for_a_while_stops_nothing(served: Served, serve
         server.stop()
         try:
             began_s = time.monotonic()
-            until(lambda: served.http.get("/readyz").json().get("notes"), "readiness says so")
-            assert "has not answered" in served.http.get("/readyz").json()["notes"][0]
+            until(
+                lambda: "has not answered" in served.http.get("/readyz").text, "readiness says it"
+            )
             until(lambda: time.monotonic() - began_s > 10, "ten seconds")
             assert served.answer()["version"] == before
         finally:

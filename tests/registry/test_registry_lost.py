@@ -13,6 +13,7 @@ from twinpath.errors import RegistryError, UnknownModelError
 from twinpath.registry.client import Registry
 from twinpath.registry.reference import ModelReference
 
+pytestmark = pytest.mark.timeout(400)
 DOWN = "http://127.0.0.1:9"  # the port that discards; nobody listens
 
 
@@ -31,6 +32,7 @@ def until(condition: Any, what: str, timeout_s: float = 100) -> None:
 def test_a_server_that_stops_does_not_stop_what_serves(
     server: Any, on_server: Shelf, tmp_path: Path
 ):
+    server.start()  # a run before this one may have ended while it was stopped
     on_server.register("lasting", skops(tmp_path / "one", constant(0.25)), "champion")
     second = on_server.register("lasting", skops(tmp_path / "two", constant(0.5)))
     first = node("lasting", on_server.uri, timeout_s=2)

@@ -20,7 +20,7 @@ from twinpath.errors import BatchJobError, ConfigError, RolloutError
 from twinpath.online.rollouts.gates import REQUIRE_TAG
 from twinpath.registry.client import Registry
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 GRAPH = "rollout_graphs:graph"
 Run = Callable[..., Result]
 

@@ -11,14 +11,15 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from rolling import HERE, MODEL, ROOT, Load, MlflowServer, Rolling, register, session_env, until
+from mlflow_server import MlflowServer
+from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
 
 from twinpath.errors import TwinpathError
 from twinpath.online.session import ServeSession
 from twinpath.registry.client import Registry
 from twinpath.rollout.state import TAG, RolloutState
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 #: The controller and one replica of the graph are put on the node that has it.
 PLACED = {"control": 0.1}
 

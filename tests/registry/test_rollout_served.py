@@ -7,14 +7,15 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from rolling import HERE, MODEL, ROOT, Load, MlflowServer, Rolling, register, session_env, until
+from mlflow_server import MlflowServer
+from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
 from typer.testing import CliRunner, Result
 
 from twinpath.cli import app
 from twinpath.errors import ForbiddenError, RolloutError
 from twinpath.online.session import ServeSession
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

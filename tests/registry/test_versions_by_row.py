@@ -15,6 +15,7 @@ from twinpath.registry.reference import ROLLOUT_TAG
 from twinpath.rollout.split import Split
 from twinpath.rollout.state import RolloutState, Status
 
+pytestmark = pytest.mark.timeout(300)
 NAME = "by-row"
 
 

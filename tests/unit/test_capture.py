@@ -73,7 +73,7 @@ def test_many_small_files_are_joined_and_no_row_is_lost(tmp_path):
 
 
 def test_rows_that_come_too_fast_are_dropped_and_counted(tmp_path, monkeypatch):
-    monkeypatch.setattr(capture, "_WAITING_BATCHES", 3)
+    monkeypatch.setattr(capture, "_WAITING_ROWS", 30)
     recorder = Recorder(tmp_path, {}, flush_s=60)
     for number in range(5):
         recorder.record(*batch(number * 10))

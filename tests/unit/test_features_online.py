@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -51,7 +52,7 @@ def store(monkeypatch) -> Store:
 
 
 def opened(**options) -> OnlineFeatures:
-    return OnlineFeatures(SimpleNamespace(), SPEC, **options)
+    return OnlineFeatures(SimpleNamespace(service=lambda name: SPEC), SPEC, **options)
 
 
 def keys(*names: str | None):
@@ -84,6 +85,15 @@ async def test_time_to_live_counts_to_the_rows_own_moment(store):
     store.event_us -= 3600_000_000
     (rows,) = await opened().read(keys("a", "b"), moments - 3600_000_000)
     assert rows.found.tolist() == [True, True]  # a value that came after the moment counts
+
+
+async def test_a_time_to_live_that_was_applied_since_counts(store):
+    store.event_us -= 61_000_000
+    online = opened()
+    longer = replace(SPEC, views=(replace(VIEW, ttl_s=120.0),))
+    online._repo.service = lambda name: longer
+    (rows,) = await online.read(keys("a"), None)
+    assert rows.found.all()
 
 
 async def test_after_some_failures_the_store_is_left_alone_then_tried_again(store):

@@ -4,6 +4,7 @@ import asyncio
 import time
 
 import numpy as np
+import pytest
 from pydantic import BaseModel
 
 from twinpath import Graph, Node
@@ -59,6 +60,20 @@ def test_parts_of_a_batch_carry_its_notes():
 
 def test_outside_of_a_run_a_note_is_told_to_nobody():
     remark("features", "degraded")
+
+
+async def test_a_remark_comes_back_from_a_node_with_replicas_of_its_own(monkeypatch):
+    pytest.importorskip("ray")
+    from twinpath.online import replicas
+
+    monkeypatch.setattr(replicas, "_settle", lambda: None)
+    monkeypatch.delattr(replicas.PlacedNode, "__del__")
+    made = Graph("placed", input=Row, output=Row)
+    with made as rows:
+        made.output(Says().on(num_cpus=1)(rows))
+    placed = replicas.PlacedNode(made.plan.steps[0], 10.0)
+    answer = await placed({"x": np.array([-1.0])})
+    assert answer.remarks == {"features": "degraded"}
 
 
 async def test_a_node_learns_when_the_last_of_its_batch_stops_waiting():

@@ -174,3 +174,34 @@ def test_the_command_prints_the_plan_and_ends_with_1_when_it_does_not_fit(tmp_pa
     assert bad.exit_code == 1
     assert "does not fit" in bad.stderr
     assert "14.958" in bad.stdout
+
+
+GRAPH = """
+from pydantic import BaseModel
+from twinpath import Graph
+from twinpath.nodes.llm import LLM
+class Ask(BaseModel):
+    prompt: str
+class Told(BaseModel):
+    text: str
+graph = Graph("asked", input=Ask, output=Told)
+with graph as row:
+    graph.output(LLM({folder!r}, engine={{"max_model_len": 2048}}, environment={{
+        "VLLM_CPU_KVCACHE_SPACE": "3"}})(row))
+"""
+
+
+def test_the_command_plans_every_engine_of_a_graph(tmp_path, monkeypatch):
+    folder = llama(tmp_path / "llama")
+    (tmp_path / "asked_here.py").write_text(GRAPH.format(folder=str(folder)))
+    (tmp_path / "asked_there.py").write_text(GRAPH.format(folder="hub/name"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    words = ["plan-memory", "asked_here:graph", "--memory-gib", "48", "--versions", "2", "--json"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    [plan] = json.loads(done.stdout).values()
+    assert (plan["kv_bytes"], plan["versions"], plan["fits"]) == (3 * GIB, 2, True)
+    lost = CliRunner().invoke(app, ["plan-memory", "asked_there:graph", "--memory-gib", "48"])
+    assert isinstance(lost.exception, ConfigError)
+    assert "'hub/name' is no local folder" in str(lost.exception)

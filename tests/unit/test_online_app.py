@@ -14,6 +14,7 @@ from pydantic import BaseModel, Field
 from twinpath import Graph, Node
 from twinpath.errors import OverloadedError
 from twinpath.graph.columns import Columns, Outcome, row_count
+from twinpath.graph.context import remark
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
 from twinpath.online.app import GraphApp, graph_app
@@ -84,6 +85,21 @@ async def test_rows_in_rows_out(client: httpx.AsyncClient, path: str):
     answer = await client.post(path, json={"rows": [{"x": 1}, {"x": 2.5, "label": "é"}]})
     assert answer.status_code == 200
     assert answer.json() == {"rows": [{"y": 2.0, "label": "none"}, {"y": 5.0, "label": "é"}]}
+
+
+class Degraded(Double):
+    def predict(self, columns: Columns) -> Columns:
+        if (columns["x"] < 0).any():
+            remark("features", "degraded")
+        return {"y": columns["x"]}
+
+
+async def test_what_a_node_says_of_an_answer_is_a_header_of_it():
+    async with client_of(app_of(Degraded())) as client:
+        marked = await client.post("/predict", json={"rows": [{"x": -1}]})
+        plain = await client.post("/predict", json={"rows": [{"x": 1}]})
+    assert (marked.status_code, marked.headers["x-features"]) == (200, "degraded")
+    assert "x-features" not in plain.headers
 
 
 @pytest.mark.parametrize("path", ["/predict", "/numbers/predict", "/readyz", "/docs"])

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,7 @@ class OnlineFeatures:
             from cachetools import TTLCache
         except ImportError as error:
             raise MissingExtraError(error.name or "pybreaker", "features") from None
+        self._repo, self._spec = repo, spec
         self._groups = group_views(spec.views)
         self._slices = [slices(views) for views in self._groups]
         self._reader = open_reader(repo, self._groups, timeout_s)
@@ -114,6 +115,7 @@ class OnlineFeatures:
         moments = np.full(n, now_us)
         if moment_us is not None:
             moments = np.where(moment_us == NEVER, now_us, np.minimum(moment_us, now_us))
+        self._refresh()
         found: dict[str, ViewRows] = {}
         for group, rows in enumerate(raw):
             cells: list[Sequence[Any]] = list(zip(*rows, strict=True))
@@ -127,6 +129,19 @@ class OnlineFeatures:
     async def close(self) -> None:
         """Release connections."""
         await self._reader.close()
+
+    def _refresh(self) -> None:
+        """Take times to live from the registry as it was read last. Other columns than at set-up
+        would be another service: those take effect with the next set-up."""
+        spec = self._repo.service(self._spec.name)
+        if spec is self._spec:
+            return
+        ttls = {view.title: view.ttl_s for view in spec.views}
+        self._slices = [
+            [(replace(v, ttl_s=ttls.get(v.title, v.ttl_s)), start) for v, start in views]
+            for views in self._slices
+        ]
+        self._spec = spec
 
     async def _rows(
         self, distinct: Sequence[Distinct], deadline_s: float | None

@@ -125,7 +125,7 @@ def compare(
         "rows": len(offline),
         "equal": float(same.mean()),
         "max_difference": largest,
-        "psi": _psi(ours, theirs, *missing, numeric),
+        "psi": _psi(ours, theirs, missing[0], missing[1], numeric),
         "wasserstein": distance,
         "missing_online": float(missing[0].mean()),
         "missing_offline": float(missing[1].mean()),
@@ -166,9 +166,8 @@ def _psi(
     """The population stability index: sum of (p - q) ln(p / q) over bins."""
     given = offline[~no_offline]
     if numeric:
-        cuts = (
-            np.unique(np.quantile(given, np.linspace(0, 1, _BINS + 1)[1:-1])) if len(given) else []
-        )
+        inner = np.linspace(0, 1, _BINS + 1)[1:-1]
+        cuts = np.unique(np.quantile(given, inner)) if len(given) else np.empty(0)
         bins = [np.searchsorted(cuts, each, side="left") for each in (online, offline)]
         count = len(cuts) + 1
     else:

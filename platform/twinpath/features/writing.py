@@ -5,7 +5,7 @@ come again, the newest stays. (Of two with the same event timestamp SQLite keeps
 one, Redis the first: so do Feast's writers.)
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -41,7 +41,7 @@ class ViewWriter:
 
     def rows(
         self,
-        columns: dict[str, Sequence[Any]],
+        columns: Mapping[str, Sequence[Any]],
         moments: Sequence[datetime],
         created: Sequence[datetime] | None = None,
     ) -> list[StoreRow]:

@@ -5,7 +5,7 @@ Numbers and booleans are plain numpy arrays, strings are object arrays, tensors 
 ``(n, ...)``. It is Ray Data's own numpy batch format, so nothing is converted offline.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -72,6 +72,32 @@ class RowError:
     field: str | None = None
 
 
+#: What nodes noted, by node: ascending rows, and a column for each note.
+Notes = Mapping[str, tuple[Rows, Columns]]
+
+
+class PartOfNotes(Mapping[str, tuple[Rows, Columns]]):
+    """The notes of some consecutive rows, cut out of their batch's when they are read: most never
+    are, and cutting costs more than all else that is done for a request of one row."""
+
+    __slots__ = ("_notes", "_start", "_stop")
+
+    def __init__(self, notes: Notes, start: int, stop: int) -> None:
+        self._notes, self._start, self._stop = notes, start, stop
+
+    def __getitem__(self, node: str) -> tuple[Rows, Columns]:
+        rows, columns = self._notes[node]
+        low, high = np.searchsorted(rows, (self._start, self._stop)).tolist()
+        kept = {name: values[low:high] for name, values in columns.items()}
+        return rows[low:high] - self._start, kept
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._notes)
+
+    def __len__(self) -> int:
+        return len(self._notes)
+
+
 @dataclass(slots=True)
 class Outcome:
     """What a run returned: the columns of the rows that succeeded, and the errors of the others.
@@ -88,7 +114,7 @@ class Outcome:
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
-    notes: dict[str, tuple[Rows, Columns]] = field(default_factory=dict)
+    notes: Notes = field(default_factory=dict)
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
@@ -105,11 +131,14 @@ class Outcome:
         parts: list[Outcome] = []
         start = 0
         items = list(self.columns.items())
-        if self.ok and not self.notes:
+        notes = self.notes
+        if self.ok:
             for size in sizes:
                 stop = start + size
                 columns = {name: values[start:stop] for name, values in items}
                 parts.append(Outcome(size, columns, positions(size), {}, remarks=self.remarks))
+                if notes:
+                    parts[-1].notes = PartOfNotes(notes, start, stop)
                 start = stop
             return parts
         for size in sizes:
@@ -121,17 +150,9 @@ class Outcome:
             }
             parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
             parts[-1].remarks = self.remarks
-            parts[-1].notes = self._notes(start, stop)
+            parts[-1].notes = PartOfNotes(notes, start, stop) if notes else {}
             start = stop
         return parts
-
-    def _notes(self, start: int, stop: int) -> dict[str, tuple[Rows, Columns]]:
-        found = {}
-        for node, (rows, notes) in self.notes.items():
-            low, high = np.searchsorted(rows, (start, stop)).tolist()
-            kept = {name: values[low:high] for name, values in notes.items()}
-            found[node] = (rows[low:high] - start, kept)
-        return found
 
 
 def joined(parts: Sequence[Outcome]) -> Outcome:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from twinpath.features.repo import FeatureRepo
     from twinpath.features.spec import ServiceSpec
 
+#: The registry is read anew this often, in a thread of its own.
+REFRESH_S = 60.0
 #: Gets what a lookup read: its input columns, the rows' moments (µs since 1970, None: now), and
 #: the columns that it gave.
 Watch = Callable[[Columns, NDArray[np.int64] | None, Columns], None]
@@ -134,6 +136,8 @@ class FeatureLookup(Node):
         self._online = OnlineFeatures(
             repo, spec, timeout_s=self.timeout_ms / 1000, max_staleness_s=self.max_staleness_s
         )
+        self._repo = repo
+        repo.watch(REFRESH_S)
         self._loop: asyncio.AbstractEventLoop | None = None
         #: Told of every read that succeeded.
         self.watch: Watch | None = None
@@ -167,6 +171,9 @@ class FeatureLookup(Node):
 
     def teardown(self) -> None:
         """Close the store's connections, on the event loop that they belong to."""
+        repo = getattr(self, "_repo", None)
+        if repo is not None:
+            repo.close()
         online = getattr(self, "_online", None)
         loop = getattr(self, "_loop", None)
         if online is None or loop is None or loop.is_closed():

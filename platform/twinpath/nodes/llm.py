@@ -15,7 +15,7 @@ import numpy as np
 
 from twinpath.errors import ConfigError, InputError, RetryLaterError, did_you_mean
 from twinpath.graph.columns import ROW_ERROR, Columns, row_count
-from twinpath.nodes.llm_engine import EngineNode
+from twinpath.nodes.llm_engine import EngineNode, refusals, vllm_
 
 
 class LLM(EngineNode):
@@ -163,8 +163,6 @@ class LLM(EngineNode):
         return prompts[0]
 
     def _check_sampling(self) -> None:
-        from twinpath.nodes.llm_engine import vllm_
-
         vllm_()
         from vllm import SamplingParams
 
@@ -176,7 +174,7 @@ class LLM(EngineNode):
                 )
         try:
             sampling_params(self.sampling)
-        except (ValueError, TypeError) as error:
+        except refusals() as error:
             raise ConfigError(f"sampling {self.sampling!r}: {error}") from None
 
 
@@ -246,7 +244,7 @@ class Classify(_Pooling):
 
 
 def sampling_params(given: Mapping[str, Any]) -> Any:
-    """vLLM's SamplingParams. Raises ValueError or TypeError, as they do."""
+    """vLLM's SamplingParams. Raises one of `refusals`."""
     from vllm import SamplingParams
     from vllm.sampling_params import StructuredOutputsParams
 

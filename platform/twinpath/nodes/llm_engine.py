@@ -68,7 +68,7 @@ class EngineNode(Node):
         assert self._guard is not None
         try:
             config = arguments.create_engine_config()
-        except (ValueError, TypeError, OSError) as error:
+        except refusals() as error:
             raise ConfigError(f"vLLM refuses the engine of model {self.model!r}: {error}") from None
         before = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
         # A forked process shows the environment of its parent's start, without the marker; and
@@ -80,7 +80,7 @@ class EngineNode(Node):
                     config,
                     disable_log_stats=arguments.disable_log_stats,
                     enable_log_requests=arguments.enable_log_requests,
-                    stat_loggers=[self.load.logger],
+                    stat_loggers=None if arguments.disable_log_stats else [self.load.logger],
                 )
         finally:
             if before is None:
@@ -152,11 +152,19 @@ def vllm_() -> Any:
         raise MissingExtraError("vllm", "llm") from None
 
 
+def refusals() -> tuple[type[Exception], ...]:
+    """What vLLM raises for arguments that it does not accept."""
+    from vllm.exceptions import VLLMError
+
+    return VLLMError, ValueError, TypeError, OSError
+
+
 def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> Any:
     """vLLM's ``AsyncEngineArgs``. Raises ConfigError for what is none of its fields."""
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    known = {field.name for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(AsyncEngineArgs) if field.init}
+    known = set(fields)
     for name in options:
         if name not in known or name == "model":
             raise ConfigError(
@@ -170,9 +178,21 @@ def engine_arguments(model: str, options: Mapping[str, Any], loras: int = 0) -> 
         # both kinds: one slot more than adapters, and it stays empty.
         given.setdefault("max_loras", loras + 1)
     try:
+        given = {name: _config(fields[name], value) for name, value in given.items()}
         return AsyncEngineArgs(model=model, **given)
-    except (ValueError, TypeError) as error:
+    except refusals() as error:
         raise ConfigError(f"engine options of model {model!r}: {error}") from None
+
+
+def _config(field: Any, value: Any) -> Any:
+    """A mapping as the config class that stands at this field of the arguments, if one does."""
+    if not isinstance(value, Mapping) or field.default_factory is dataclasses.MISSING:
+        return value
+    default: Any = field.default_factory()
+    if not dataclasses.is_dataclass(default):
+        return value
+    kind: Any = type(default)
+    return kind(**value)
 
 
 def _closest(name: str, known: set[str]) -> str:

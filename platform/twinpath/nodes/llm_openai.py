@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from twinpath.errors import ConfigError, did_you_mean
+from twinpath.nodes.llm_engine import refusals
 
 #: Options of vLLM's server that have their place elsewhere here: Serve's, and the gateway's.
 _NOT_OURS = ("api_key", "host", "port", "root_path", "middleware", "allowed_origins", "uds")
@@ -64,6 +65,6 @@ def server_namespace(
         namespace.lora_modules = [LoRAModulePath(name, path) for name, path in loras.items()]
     try:
         validate_parsed_serve_args(namespace)
-    except (ValueError, TypeError) as error:
+    except refusals() as error:
         raise ConfigError(f"openai options: {error}") from None
     return namespace

@@ -29,8 +29,8 @@ _LOG = logging.getLogger(__name__)
 MOMENT = "__moment__"
 #: Key of the file's metadata that says, in JSON, what was captured.
 ABOUT = b"twinpath.capture"
-#: At most so many batches wait to be written.
-_WAITING_BATCHES = 1_000
+#: At most so many rows wait to be written.
+_WAITING_ROWS = 100_000
 _FILES = 8
 
 
@@ -58,6 +58,8 @@ class Recorder:
         self._flush_s = flush_s
         self._chance = random.Random()
         self._waiting: deque[Columns] = deque()
+        # Each is counted by one thread only, so no lock is needed to tell how many wait.
+        self._taken_rows = self._flushed_rows = 0
         self._written: deque[tuple[Path, int]] = deque()
         self._name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._count = 0
@@ -73,13 +75,15 @@ class Recorder:
         it made of them. The arrays must not change afterwards. Returns at once."""
         if self._share < 1 and self._chance.random() >= self._share:
             return
-        if len(self._waiting) >= _WAITING_BATCHES:
+        n = row_count(given)
+        if self._taken_rows - self._flushed_rows + n > _WAITING_ROWS:
             self.dropped += 1
             return
         if moments is None:
-            moments = np.full(row_count(given), time.time_ns() // 1000)
+            moments = np.full(n, time.time_ns() // 1000)
         batch = {**given, **made, MOMENT: moments}
         batch.pop(ROW_ERROR, None)
+        self._taken_rows += n
         self._waiting.append(batch)
 
     def flush(self) -> None:
@@ -88,6 +92,7 @@ class Recorder:
             batches = [self._waiting.popleft() for _ in range(len(self._waiting))]
             if not batches:
                 return
+            self._flushed_rows += sum(len(batch[MOMENT]) for batch in batches)
             try:
                 self._write(concat(batches))
             except Exception:

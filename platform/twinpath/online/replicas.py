@@ -4,13 +4,15 @@ import asyncio
 import gc
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
 from typing import Any
 
 from twinpath.errors import TwinpathError
 from twinpath.graph.columns import Columns, Outcome, joined, row_count
 from twinpath.graph.plan import Plan, Step
-from twinpath.graph.stage import Executor, NodeCall, NodeRunner
+from twinpath.graph.stage import NodeCall, NodeRunner
+from twinpath.graph.streaming import StreamCall, StreamingExecutor
 from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
@@ -27,6 +29,7 @@ from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.health import end_with
 from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
@@ -69,7 +72,12 @@ class Ingress(GrpcMethods):
         }
         by_row = {step.name for step in plan.placed if routes_rows(step)}
         remotes = {name: _remote(handle, name in by_row) for name, handle in handles.items()}
-        self._executor = Executor(plan, remotes=remotes, offload_after_ms=args.offload_after_ms)
+        self._executor = StreamingExecutor(
+            plan,
+            remotes=remotes,
+            streams={name: _streamed(handle) for name, handle in handles.items()},
+            offload_after_ms=args.offload_after_ms,
+        )
         self._executor.setup()
         self._batcher = Batcher(
             self._executor.run,
@@ -106,7 +114,10 @@ class Ingress(GrpcMethods):
             close=self._close,
             echo_request_id=False,
             push=self._push,
-            more_routes=self._side.routes() if self._side is not None else (),
+            more_routes=[
+                *stream_routes(self._plan, self._executor, self._args.max_body_bytes),
+                *(self._side.routes() if self._side is not None else ()),
+            ],
         )
         if self._side is not None:
             app.frontend.remember = self._side.feedback.remember
@@ -248,8 +259,17 @@ class PlacedNode:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
             }
-            return Outcome(outcome.n, kept, outcome.rows, outcome.errors, notes=outcome.notes)
+            return Outcome(
+                outcome.n, kept, outcome.rows, outcome.errors,
+                notes=outcome.notes, remarks=outcome.remarks,
+            )  # fmt: skip
         return outcome
+
+    async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
+        """One row of the columns that the node reads → its own columns as they come."""
+        async with aclosing(self._runner.node.stream(columns)) as parts:
+            async for part in parts:
+                yield part
 
     def check_health(self) -> None:
         """Serve's hook: raises what the node complains of."""
@@ -264,6 +284,8 @@ class PlacedNode:
         stats = {LOAD: float(self._batcher.queued_rows + self._batcher.running_rows)}
         load = getattr(self._runner.node, "load", None)
         if isinstance(load, EngineLoad):
+            # Rows that run are sequences of the engine, as those that are streamed are.
+            stats[LOAD] = float(self._batcher.queued_rows + self._runner.node.sequences())
             stats[KV_USE] = float(load.kv_use)
         return stats
 
@@ -319,6 +341,23 @@ def _remote(handle: Any, by_row: bool) -> NodeCall:
         return joined(await asyncio.gather(*map(call, parts)))
 
     return call_by_row if by_row else call
+
+
+def _streamed(handle: Any) -> StreamCall:
+    async def call(columns: Columns) -> AsyncIterator[Columns]:
+        from ray.exceptions import RayTaskError
+
+        parts = handle.options(stream=True).stream.remote(columns)
+        try:
+            async for part in parts:
+                yield part
+        except RayTaskError as error:
+            raise (error.cause if isinstance(error.cause, Exception) else error) from None
+        finally:
+            # A caller that hung up: the node's generator is closed, which aborts its work.
+            parts.cancel()
+
+    return call
 
 
 async def _answers(handle: Any) -> bool:

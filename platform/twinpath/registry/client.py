@@ -29,6 +29,8 @@ from twinpath.registry.reference import (
 )
 
 T = TypeVar("T")
+#: What the first call may take: behind it a database's schema is made or looked through.
+_FIRST_S = 60.0
 #: Where models are looked for when nothing is said; MLflow's own variable.
 URI_VARIABLE = "MLFLOW_TRACKING_URI"
 
@@ -36,7 +38,8 @@ URI_VARIABLE = "MLFLOW_TRACKING_URI"
 class Registry:
     """Reads and writes one MLflow registry.
 
-    ``timeout_s`` bounds each call, retries included; downloads get ``download_timeout_s``. Every
+    ``timeout_s`` bounds each call, retries included, but for the first (importing MLflow, which
+    takes seconds, counts for none); downloads get ``download_timeout_s``. Every
     method raises RegistryError when the registry does not answer (in time), UnknownModelError for
     a model, alias or version that it does not have.
     """
@@ -58,6 +61,7 @@ class Registry:
         self._timeout_s, self._download_timeout_s = timeout_s, download_timeout_s
         self._lock = threading.Lock()
         self._client: Any = None
+        self._answered = False
         #: A call that hangs holds its thread; the next ones must not wait for it.
         self._threads = ThreadPoolExecutor(8, thread_name_prefix="twinpath-registry")
 
@@ -167,16 +171,21 @@ class Registry:
         timeout_s: float | None = None,
     ) -> T:
         limit_s = timeout_s or self._timeout_s
-        future = self._threads.submit(lambda: function(self._connected()))
+        if not self._answered:
+            limit_s = max(limit_s, _FIRST_S)
+        client = self._connected()
+        future = self._threads.submit(lambda: function(client))
         try:
             with _translated(what, self.tracking_uri):
-                return future.result(limit_s)
+                found = future.result(limit_s)
         except FutureTimeout:
             future.cancel()
             raise RegistryError(
                 f"the registry {_shown(self.tracking_uri)} did not answer within {limit_s:g} s "
                 f"about {what}"
             ) from None
+        self._answered = True
+        return found
 
     def _connected(self) -> Any:
         with self._lock:

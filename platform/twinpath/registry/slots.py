@@ -1,12 +1,11 @@
 """Version slots: the versions of one model that are live in this process, and how they change.
 
-`swap.SwapMachine` decides; this does it. One thread loads and unloads, at a low priority; rows are
-scored by whoever holds a slot. Every public method may be called from any thread.
+`swap.SwapMachine` decides; this does it. One thread loads and unloads; rows are scored by whoever
+holds a slot. Every public method may be called from any thread.
 """
 
 import contextlib
 import logging
-import os
 import queue
 import sys
 import threading
@@ -43,10 +42,17 @@ from twinpath.registry.swap import (
 _LOG = logging.getLogger(__name__)
 #: Reasons that may pass by themselves: what is fetched again, or fits when others have gone.
 _PASSING = ("registry", "artifact", "memory_budget", "missing_extra")
-_NICE = 5
-#: How soon a thread that waits for the interpreter asks for it while a version is being loaded.
-_SWITCH_S = 0.0005
+#: How soon a thread that waits for the interpreter asks for it while a version is being loaded. An
+#: event loop lets go of it at every system call, and would wait so long each time to have it back.
+#: (A lower priority of the loading thread makes this worse: it holds the interpreter while it waits
+#: for a CPU.)
+_SWITCH_S = 0.00002
+#: CPython's own.
+_USUAL_SWITCH_S = 0.005
 _TICK_S = 1.0
+#: Looking for what can go back to the system stops everything for a moment; smaller versions leave
+#: room that the next one takes.
+_WORTH_BYTES = 16 << 20
 _TAG_CHARACTERS = 900
 
 
@@ -216,17 +222,15 @@ class Slots:
                     self._post(Drained(version))
             case Unload(version):
                 slot = self._slots.pop(version)
-                info = slot.info
+                info, size = slot.info, slot.live.host_bytes
                 del slot
-                self._jobs.put(lambda: self._unload(info))
+                self._jobs.put(lambda: self._unload(info, size))
             case Refuse(version, code, reason):
                 _LOG.warning("model %s version %s is refused: %s", self.name, version, reason)
                 self._jobs.put(lambda: self._tag(version, f"{code}: {reason}"))
                 self._jobs.put(self._changed)
 
     def _work(self) -> None:
-        with contextlib.suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
         while True:
             try:
                 job = self._jobs.get(timeout=_TICK_S)
@@ -241,7 +245,6 @@ class Slots:
                 _LOG.exception("model %s: a change of versions failed", self.name)
 
     def _load(self, version: str) -> None:
-        before_s = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_S)
         try:
             slot = self._loaded(version)
@@ -257,7 +260,7 @@ class Slots:
                 self._slots[version] = slot
             event = Loaded(version)
         finally:
-            sys.setswitchinterval(before_s)
+            sys.setswitchinterval(_USUAL_SWITCH_S)
         self._post(event)
         if isinstance(event, Loaded) and slot.info.refused:
             self._tag(version, None)
@@ -297,9 +300,10 @@ class Slots:
         self._known[version] = info
         return info
 
-    def _unload(self, info: VersionInfo) -> None:
+    def _unload(self, info: VersionInfo, size_bytes: int) -> None:
         self._cache.release(self._registry.tracking_uri, info)
-        give_back()
+        if size_bytes >= _WORTH_BYTES:
+            give_back()
 
     def _tag(self, version: str, text: str | None) -> None:
         with contextlib.suppress(TwinpathError):

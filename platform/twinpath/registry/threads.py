@@ -5,6 +5,7 @@ slower.
 """
 
 import contextlib
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,8 @@ from typing import Any
 def one_thread(limit: int) -> Callable[[], Any]:
     """A context manager for calls that may use OpenMP: at most ``limit`` threads inside. Finding
     the loaded libraries takes milliseconds, so it is done once, here."""
+    if os.environ.get("OMP_NUM_THREADS") == "1" and limit == 1:
+        return contextlib.nullcontext
     try:
         from threadpoolctl import ThreadpoolController  # type: ignore[import-untyped]
     except ImportError:

@@ -45,7 +45,7 @@ def grouped(pooled: NDArray[Any], apart: int = 0, groups: int = GROUPS) -> NDArr
         return np.zeros(1, np.int64)
     middle = (np.cumsum(pooled) - pooled / 2) / total
     label = np.minimum((middle * groups).astype(np.int64), groups - 1)
-    return np.flatnonzero(np.diff(label, prepend=-1)).astype(np.int64)
+    return np.concatenate([[0], np.flatnonzero(label[1:] != label[:-1]) + 1])
 
 
 def psi(incumbent: NDArray[Any], challenger: NDArray[Any]) -> Divergence:

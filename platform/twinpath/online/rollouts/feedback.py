@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from twinpath.errors import InputError
-from twinpath.graph.columns import Outcome
+from twinpath.graph.columns import Notes, Outcome
 from twinpath.online.dataplane import Ask
 from twinpath.rollout.recorder import score_of
 
@@ -44,7 +44,7 @@ class Join:
 @dataclass(slots=True)
 class _Given:
     rows: int
-    notes: list[tuple[str, Any, Any, Any]]
+    notes: Notes
     principal: str | None
     at_s: float
     labelled: bool = False
@@ -77,18 +77,13 @@ class Feedback:
 
     def remember(self, ask: Ask, outcome: Outcome) -> None:
         """Keep the notes of an outcome. An id that is used again stands for its last request."""
-        notes = [
-            (node, rows, noted[VERSION], noted[SCORE])
-            for node, (rows, noted) in outcome.notes.items()
-            if VERSION in noted and SCORE in noted and noted[SCORE].dtype.kind in "fiub"
-        ]
-        if not notes:
+        if not outcome.notes:
             return
         before = self._given.pop(ask.request_id, None)
         if before is not None:
             self._rows -= before.rows
         now_s = self._clock()
-        self._given[ask.request_id] = _Given(outcome.n, notes, ask.principal, now_s)
+        self._given[ask.request_id] = _Given(outcome.n, outcome.notes, ask.principal, now_s)
         self._rows += outcome.n
         self._forget(now_s)
 
@@ -113,8 +108,11 @@ class Feedback:
             return Join((), already=True)
         given.labelled = True
         found = []
-        for node, rows, versions, scores in given.notes:
-            kept = _known(rows, versions, scores, labels)
+        for node, (rows, noted) in given.notes.items():
+            known = VERSION in noted and SCORE in noted
+            if not known or noted[SCORE].dtype.kind not in "fiub":
+                continue
+            kept = _known(rows, noted[VERSION], noted[SCORE], labels)
             if kept[0]:
                 found.append(Labelled(node, *kept))
         return Join(tuple(found))

@@ -1,0 +1,86 @@
+"""Triton's generate extension, streamed: ``POST /v2/models/NAME/generate_stream``.
+
+https://github.com/triton-inference-server/server/blob/main/docs/protocol/extension_generate.md:
+a JSON object with the inputs of one row in, server-sent events with a JSON object of the outputs
+out, one for each part of the answer. An error before the first part is an ordinary answer with its
+status; a later one is an event ``{"error": …}``, as there.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from typing import Any
+
+import orjson
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from twinpath.errors import (
+    BodyTooLargeError,
+    InputError,
+    MalformedBodyError,
+    TwinpathError,
+    error_of,
+)
+from twinpath.graph.columns import Columns
+from twinpath.graph.plan import Plan
+from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_step
+
+
+def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) -> list[Route]:
+    """The route of a graph that can be streamed; none for others."""
+    if streaming_step(plan) is None:
+        return []
+
+    async def generate_stream(request: Request) -> Response:
+        try:
+            columns = _row(plan, await _body(request, max_body_bytes))
+            parts = executor.stream(columns)
+            first = await anext(parts, None)
+        except TwinpathError as error:
+            return JSONResponse(_error(error), error.http_status)
+        return StreamingResponse(_events(first, parts), media_type="text/event-stream")
+
+    path = f"/v2/models/{plan.graph_name}/generate_stream"
+    return [Route(path, generate_stream, methods=["POST"])]
+
+
+async def _events(first: Columns | None, parts: Any) -> AsyncIterator[bytes]:
+    async with aclosing(parts):
+        try:
+            if first is not None:
+                yield _event(first_row(first))
+            async for part in parts:
+                yield _event(first_row(part))
+        except TwinpathError as error:
+            yield _event(_error(error))
+
+
+async def _body(request: Request, limit_bytes: int) -> bytes:
+    body = bytearray()
+    async for part in request.stream():
+        body += part
+        if len(body) > limit_bytes:
+            raise BodyTooLargeError(f"the body is over the limit of {limit_bytes} bytes: send less")
+    return bytes(body)
+
+
+def _row(plan: Plan, body: bytes) -> Columns:
+    try:
+        row = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedBodyError(f"the body is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise InputError(f"expected a JSON object with one row's inputs, got {type(row).__name__}")
+    checked = plan.input_schema.from_rows([row])
+    if checked.errors:
+        raise error_of(checked.errors[0].code, checked.errors[0].message)
+    return checked.columns
+
+
+def _event(document: dict[str, Any]) -> bytes:
+    return b"data: " + orjson.dumps(document) + b"\n\n"
+
+
+def _error(error: TwinpathError) -> dict[str, Any]:
+    return {"error": error.message, "code": error.code}

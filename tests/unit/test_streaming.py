@@ -1,0 +1,149 @@
+"""Answers as they come, of graphs whose last node streams."""
+
+import asyncio
+import json
+
+import httpx
+import numpy as np
+import pytest
+from pydantic import BaseModel, Field
+
+from twinpath import Graph, Node, col
+from twinpath.errors import GraphError, InputError, RowFailedError
+from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_step
+
+
+class Ask(BaseModel):
+    text: str = Field(min_length=1)
+
+
+class Told(BaseModel):
+    word: str
+    loud: str
+
+
+class Loud(Node):
+    inputs = {"text": "str"}
+    outputs = {"loud": "str"}
+
+    def predict(self, columns):
+        if (columns["text"] == "bad").any():
+            raise ValueError("bad")
+        return {"loud": np.array([text.upper() for text in columns["text"]], dtype=object)}
+
+
+class Words(Node):
+    """Streams its words; notes when it was closed before its end."""
+
+    inputs = {"loud": "str"}
+    outputs = {"word": "str"}
+    closed = False
+
+    async def predict(self, columns):
+        return {"word": columns["loud"]}
+
+    async def stream(self, columns):
+        try:
+            for word in columns["loud"][0].split():
+                if word == "LATER":
+                    raise InputError("it broke off")
+                yield {"word": np.array([word], dtype=object)}
+                await asyncio.sleep(0)
+        except GeneratorExit:
+            Words.closed = True
+            raise
+
+
+def graph(**options):
+    made = Graph("words", input=Ask, output=Told)
+    with made as row:
+        made.output(Words()(Loud()(row), **options))
+    return made
+
+
+def text(value: str):
+    return {"text": np.array([value], dtype=object)}
+
+
+@pytest.fixture
+def executor():
+    made = StreamingExecutor(graph().plan)
+    made.setup()
+    yield made
+    made.teardown()
+
+
+async def collect(executor, value):
+    return [first_row(part) async for part in executor.stream(text(value))]
+
+
+async def test_each_part_is_a_whole_output_row(executor):
+    parts = await collect(executor, "one two")
+    assert parts == [{"word": "ONE", "loud": "ONE TWO"}, {"word": "TWO", "loud": "ONE TWO"}]
+
+
+async def test_a_row_that_fails_before_the_last_node_raises_its_error(executor):
+    with pytest.raises(RowFailedError, match="node 'loud': ValueError: bad"):
+        await collect(executor, "bad")
+
+
+async def test_who_stops_reading_closes_the_node_s_generator(executor):
+    Words.closed = False
+    parts = executor.stream(text("one two three"))
+    await anext(parts)
+    await parts.aclose()
+    assert Words.closed
+
+
+async def test_several_rows_and_graphs_without_a_streaming_last_node_are_refused(executor):
+    with pytest.raises(InputError, match="one row can be streamed at a time, got 2"):
+        await anext(executor.stream({"text": np.array(["a", "b"], dtype=object)}))
+    branch = graph(where=col("loud") != "X", default={"word": "none"})
+    assert streaming_step(branch.plan) is None
+    other = StreamingExecutor(branch.plan)
+    with pytest.raises(GraphError, match="graph 'words' cannot be streamed"):
+        await anext(other.stream(text("a")))
+
+
+def test_a_row_is_plain_values_and_nan_is_null():
+    columns = {"a": np.array([np.nan]), "b": np.array([[1, 2]]), "c": np.array([True])}
+    assert first_row(columns) == {"a": None, "b": [1, 2], "c": True}
+
+
+async def test_over_http_the_parts_are_events_and_errors_keep_their_status(executor):
+    pytest.importorskip("starlette")
+    from starlette.applications import Starlette
+
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    app = Starlette(routes=stream_routes(executor.plan, executor, max_body_bytes=100))
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+
+        async def post(body) -> httpx.Response:
+            content = body if isinstance(body, bytes) else json.dumps(body).encode()
+            return await client.post("/v2/models/words/generate_stream", content=content)
+
+        good = await post({"text": "one two"})
+        assert good.headers["content-type"].startswith("text/event-stream")
+        events = [json.loads(event[6:]) for event in good.text.split("\n\n") if event]
+        assert [event["word"] for event in events] == ["ONE", "TWO"]
+
+        late = (await post({"text": "one later"})).text.split("\n\n")
+        assert json.loads(late[1][6:]) == {"error": "it broke off", "code": "invalid_input"}
+
+        for body, status, code in (
+            (b"{", 400, "malformed_body"), ([1], 422, "invalid_input"),
+            ({"text": ""}, 422, "invalid_input"), ({"text": "bad"}, 422, "row_failed"),
+            ({"text": "x" * 200}, 413, "body_too_large"),
+        ):  # fmt: skip
+            answer = await post(body)
+            assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+def test_a_graph_that_cannot_be_streamed_has_no_route():
+    pytest.importorskip("starlette")
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    branch = graph(where=col("loud") != "X", default={"word": "none"})
+    assert stream_routes(branch.plan, StreamingExecutor(branch.plan), 100) == []
