@@ -90,7 +90,7 @@ class Watched:
         """Wait for the end; the rollout must have gone through its steps once, in order."""
         until(lambda: self.now and not self.now.live, timeout_s, f"an end of {self.now}")
         assert self.now is not None
-        assert (self.now.status, self.now.challenger) == ("promoted", challenger)
+        assert (self.now.status, self.now.challenger) == ("promoted", challenger), self.now.reason
         assert len({state.id for state in self.states}) == 1
         steps = [state.step for state in self.states]
         assert steps == sorted(steps), "it never fell back"
