@@ -13,7 +13,8 @@ from twinpath import ROW_ERROR, Graph, Node, Placement, col
 from twinpath.errors import InputError, NodeContractError, OverloadedError, RowFailedError
 from twinpath.graph.columns import Outcome
 from twinpath.graph.local import LocalRunner
-from twinpath.graph.stage import Executor, NodeRunner
+from twinpath.graph.runner import NodeRunner
+from twinpath.graph.stage import Executor
 
 
 class In(BaseModel):

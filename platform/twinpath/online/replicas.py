@@ -11,7 +11,8 @@ from typing import Any
 from twinpath.errors import TwinpathError
 from twinpath.graph.columns import Columns, Outcome, joined, row_count
 from twinpath.graph.plan import Plan, Step
-from twinpath.graph.stage import NodeCall, NodeRunner
+from twinpath.graph.runner import NodeRunner
+from twinpath.graph.stage import NodeCall
 from twinpath.graph.streaming import StreamCall, StreamingExecutor
 from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_metrics import samples
