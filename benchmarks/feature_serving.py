@@ -9,13 +9,13 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-import yaml
 from rich.console import Console
 
 from benchmarks.feature_graphs import REDIS_VARIABLE
 from benchmarks.feature_lookup import redis_server
 from benchmarks.report import Row
-from benchmarks.wrk import Load, load
+from benchmarks.side_by_side import loads
+from benchmarks.wrk import Load
 from graphs.demo import body_of, read_requests
 from graphs.flights_model import store
 from graphs.flights_model.schema import DIRECTORY_VARIABLE, flights_dir
@@ -46,10 +46,10 @@ def run(rounds: int, console: Console) -> list[Row]:
             del os.environ[store.REDIS_VARIABLE]
     figures = {
         way: {
-            figure: median(getattr(one, figure) for one in loads)
+            figure: median(getattr(one, figure) for one in results)
             for figure in ("per_s", "p50_ms", "p99_ms")
         }
-        for way, loads in seen.items()
+        for way, results in seen.items()
     }
     rows = []
     for way, title in (("redis", "Redis"), ("sqlite", "SQLite")):
@@ -67,39 +67,15 @@ def run(rounds: int, console: Console) -> list[Row]:
 def _served(
     folder: Path, address: str, bodies: list[bytes], rounds: int, console: Console
 ) -> dict[str, list[Load]]:
-    seen: dict[str, list[Load]] = {way: [] for way in WAYS}
-    with ServeSession(
-        num_cpus=8,
-        pythonpath=[ROOT / "platform", ROOT],
-        env={
-            DIRECTORY_VARIABLE: str(flights_dir()),
-            REDIS_VARIABLE: str(folder),
-            store.REDIS_VARIABLE: address,
-        },
-    ) as session:
-        applications = [
-            {
-                "name": way,
-                "route_prefix": f"/{way}",
-                "import_path": f"benchmarks.feature_graphs:{way}",
-            }
-            for way in WAYS
-        ]
-        config = session.folder / "app.yaml"
-        config.write_text(yaml.safe_dump({"applications": applications}))
-        session.deploy(config)
-        for way in WAYS:
-            session.wait_until_ready(f"/{way}/readyz")
-            load(_url(session, way), bodies, 8, 2)
-        for number in range(rounds):
-            for way in WAYS if number % 2 == 0 else reversed(WAYS):
-                with console.status(f"round {number + 1} of {rounds}: {way}"):
-                    result = load(_url(session, way), bodies, CONNECTIONS, SECONDS)
-                if result.bad:
-                    raise SystemExit(f"{result.bad} requests failed, {way}")
-                seen[way].append(result)
-    return seen
-
-
-def _url(session: ServeSession, way: str) -> str:
-    return f"{session.url}/{way}/{way}/predict"
+    env = {
+        DIRECTORY_VARIABLE: str(flights_dir()),
+        REDIS_VARIABLE: str(folder),
+        store.REDIS_VARIABLE: address,
+    }
+    with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT], env=env) as session:
+        return loads(
+            session,
+            {way: {"import_path": f"benchmarks.feature_graphs:{way}"} for way in WAYS},
+            {way: f"/{way}/predict" for way in WAYS},
+            bodies, rounds, console, connections=CONNECTIONS, seconds=SECONDS,
+        )  # fmt: skip

@@ -6,9 +6,6 @@ from the first batch that reaches the engine to the last commit, with Parquet wr
 the call of ``generate`` alone.
 """
 
-import json
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -18,10 +15,11 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.apart import apart, tell, turns
 from benchmarks.report import Row
 from twinpath.nodes.llm import LLM
 
-ROOT = Path(__file__).resolve().parent.parent
+MODULE = "benchmarks.llm_offline"
 PROMPTS, MAX_TOKENS = 768, 64
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "bfloat16",
@@ -54,11 +52,9 @@ def run(rounds: int, console: Console) -> list[Row]:
     seen: dict[str, list[dict[str, Any]]] = {"ours": [], "peer": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _in_process("model", folder)
-        for number in range(rounds):
-            for way in ("peer", "ours") if number % 2 == 0 else ("ours", "peer"):
-                with console.status(f"round {number + 1} of {rounds}: {way}"):
-                    seen[way].append(_in_process(way, folder))
+        apart(MODULE, "model", folder, ENVIRONMENT)
+        for way in turns(("peer", "ours"), rounds, console):
+            seen[way].append(apart(MODULE, way, folder, ENVIRONMENT))
     counts = {way: {result["tokens"] for result in results} for way, results in seen.items()}
     if counts["ours"] != counts["peer"]:
         raise SystemExit(f"the two ways wrote different numbers of tokens: {counts}")
@@ -67,22 +63,6 @@ def run(rounds: int, console: Console) -> list[Row]:
     rate = {w: median(r["tokens"] / r["wall_s"] for r in results) for w, results in seen.items()}
     metric = f"{PROMPTS} prompts, {MAX_TOKENS} tokens each"
     return [Row(metric, "tokens/s", rate["ours"], rate["peer"], PEER, ">= 0.95")]
-
-
-def _in_process(way: str, folder: Path) -> dict[str, Any]:
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), str(ROOT / "tests")])
-    more = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
-    log = folder / f"{way}.log"
-    with log.open("wb") as sink:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.llm_offline", way, str(folder)],
-            env=os.environ | more | ENVIRONMENT, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT,
-            timeout=300,
-        )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{way} failed:\n{log.read_text()[-3000:]}")
-    found: dict[str, Any] = json.loads(log.read_text().split("RESULT ")[1].splitlines()[0])
-    return found
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -143,4 +123,4 @@ def commits(sink: Path) -> list[Path]:
 
 if __name__ == "__main__":
     step = {"model": _model, "peer": _peer, "ours": _ours}[sys.argv[1]]
-    print("RESULT", json.dumps(step(Path(sys.argv[2]))), flush=True)
+    tell(step(Path(sys.argv[2])))

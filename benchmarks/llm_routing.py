@@ -11,7 +11,6 @@ in tokens.
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
 import time
@@ -22,10 +21,11 @@ from typing import Any
 
 from rich.console import Console
 
+from benchmarks.apart import apart, tell, turns
 from benchmarks.report import Row
 from twinpath.nodes.llm import LLM
 
-ROOT = Path(__file__).resolve().parent.parent
+MODULE = "benchmarks.llm_routing"
 TOPICS, WORDS, REQUESTS, CLIENTS = 24, 640, 288, 4
 ENGINE = {
     "max_model_len": 1024, "max_num_seqs": 16, "enforce_eager": True, "dtype": "bfloat16",
@@ -64,12 +64,10 @@ def run(rounds: int, console: Console) -> list[Row]:
     seen: dict[str, list[dict[str, Any]]] = {"prefix": [], "turns": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        _in_process("model", folder)
-        for number in range(rounds):
-            for way in ("turns", "prefix") if number % 2 == 0 else ("prefix", "turns"):
-                with console.status(f"round {number + 1} of {rounds}: {way}"):
-                    seen[way].append(_in_process(way, folder))
-                console.print(way, seen[way][-1])
+        apart(MODULE, "model", folder)
+        for way in turns(("turns", "prefix"), rounds, console):
+            seen[way].append(apart(MODULE, way, folder))
+            console.print(way, seen[way][-1])
 
     def row(metric: str, unit: str, key: str, target: str | None) -> Row:
         ours, peer = (median(r[key] for r in seen[way]) for way in ("prefix", "turns"))
@@ -81,21 +79,6 @@ def run(rounds: int, console: Console) -> list[Row]:
         row("time to first token, p95", "ms", "p95_ms", None),
         row("requests", "1/s", "requests_per_s", "> 1"),
     ]
-
-
-def _in_process(way: str, folder: Path) -> dict[str, Any]:
-    path = os.pathsep.join([str(ROOT / "platform"), str(ROOT), str(ROOT / "tests")])
-    more = {"PYTHONPATH": path, "RAY_USAGE_STATS_ENABLED": "0", "HF_HUB_OFFLINE": "1"}
-    log = folder / f"{way}.log"
-    with log.open("wb") as sink:
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.llm_routing", way, str(folder)],
-            env=os.environ | more, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, timeout=300,
-        )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(f"{way} failed:\n{log.read_text()[-3000:]}")
-    found: dict[str, Any] = json.loads(log.read_text().split("RESULT ")[1].splitlines()[0])
-    return found
 
 
 def _model(folder: Path) -> dict[str, Any]:
@@ -179,4 +162,4 @@ if __name__ == "__main__":
         from benchmarks import llm_routing
 
         found = _serve(folder, {"prefix": llm_routing.ByPrefix, "turns": llm_routing.InTurn}[way])
-    print("RESULT", json.dumps(found), flush=True)
+    tell(found)

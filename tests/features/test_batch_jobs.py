@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from tests.features.conftest import NOW
+from tests.features.shop import NOW
 from tests.features.test_history import asked, read, repository
 from twinpath import FeatureLookup, FeatureSink, Graph, Node
 from twinpath.errors import BatchJobError, ConfigError

@@ -11,7 +11,7 @@ import polars as pl
 import pytest
 from typer.testing import CliRunner
 
-from tests.features.conftest import NOW, every_type, pairs
+from tests.features.shop import NOW, every_type, pairs
 from tests.features.test_history import read
 from tests.features.test_lookup import Visit
 from twinpath import FeatureLookup, Graph

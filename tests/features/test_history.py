@@ -9,7 +9,7 @@ import polars as pl
 import pytest
 from pydantic import BaseModel
 
-from tests.features.conftest import NOW, definitions, every_type, pairs
+from tests.features.shop import NOW, definitions, every_type, pairs
 from twinpath import FeatureLookup, Graph
 from twinpath.features.history import Sources, as_of_join, history_columns
 from twinpath.features.materialise import last_end, materialise

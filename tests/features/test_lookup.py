@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from tests.features.conftest import NOW
+from tests.features.shop import NOW
 from twinpath import FeatureLookup, Graph
 from twinpath.errors import ConfigError, FeatureStoreError, GraphError
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 import numpy as np
 import pytest
 
-from tests.features.conftest import NOW
+from tests.features.shop import NOW
 from twinpath.features.online import OnlineFeatures
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.store import FeastReader, group_views

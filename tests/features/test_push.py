@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.features.conftest import NOW, Redis
+from tests.features.conftest import Redis
+from tests.features.shop import NOW
 from tests.features.test_history import read, repository
 from twinpath import FeatureSink
 from twinpath.errors import (

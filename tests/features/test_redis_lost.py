@@ -6,7 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from tests.features.conftest import Redis, make_repo
+from tests.features.conftest import Redis
+from tests.features.shop import make_repo
 from twinpath.errors import FeatureStoreError
 from twinpath.features.online import OnlineFeatures
 from twinpath.features.repo import FeatureRepo

@@ -1,1 +1,0 @@
-"""Tests of features on real stores."""
