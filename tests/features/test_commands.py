@@ -25,7 +25,7 @@ from twinpath.online.feature_args import CaptureArgs
 pytestmark = pytest.mark.timeout(300)
 DEFINITIONS = """
     from pathlib import Path
-    from tests.features.conftest import definitions
+    from tests.features.shop import definitions
     everything = definitions(Path({folder!r}))
 """
 

@@ -211,7 +211,7 @@ def test_values_that_were_read_serve_again_within_their_bound_and_no_longer(redi
 def test_the_registry_is_read_anew_beside_the_requests(tmp_path_factory):
     import time
 
-    from tests.features.conftest import make_repo
+    from tests.features.shop import make_repo
     from twinpath.features.repo import FeatureRepo
 
     folder = make_repo(tmp_path_factory.mktemp("watched") / "repo", "{type: sqlite, path: o.db}")
