@@ -28,6 +28,8 @@ from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH, GRPC_SERVICES, haproxy_files
 
 MARKER = "TWINPATH_SESSION"
+#: Answers in a row that make an application ready, a tenth of a second apart.
+READY_IN_A_ROW = 5
 
 
 class ServeSession:
@@ -172,17 +174,21 @@ class ServeSession:
         return output
 
     def wait_until_ready(self, path: str = "/readyz", timeout_s: float = 120) -> None:
-        """Wait until an application answers 200 at ``path``. Raises TwinpathError."""
+        """Wait until an application answers 200 at ``path``, some times in a row: while HAProxy
+        takes over a new configuration, the process that has the old one still accepts connections
+        and answers them 404. Raises TwinpathError."""
         deadline_s = time.monotonic() + timeout_s
         problem: object = None
+        in_a_row = 0
         while time.monotonic() < deadline_s:
             try:
                 with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                    if answer.status == 200:
-                        return
+                    in_a_row = in_a_row + 1 if answer.status == 200 else 0
             except (urllib.error.URLError, OSError) as error:
-                problem = error
-            time.sleep(0.2)
+                problem, in_a_row = error, 0
+            if in_a_row == READY_IN_A_ROW:
+                return
+            time.sleep(0.1)
         raise TwinpathError(f"{self.url}{path} was not ready in {timeout_s:g} s: {problem}")
 
     def deploy(self, config: Path, timeout_s: float = 120) -> None:
