@@ -63,7 +63,7 @@ def test_serve_build_describes_the_application_that_the_builder_makes(served: Se
     ("argument", "says"),
     [
         ("ingres=1", "Did you mean 'ingress'?"),
-        ("whatever=1", "Known: 'gateway', 'ingress', 'nodes', 'rollouts', 'version'"),
+        ("whatever=1", "Known: 'features', 'gateway', 'ingress', 'nodes', 'rollouts', 'version'"),
     ],
 )
 def test_an_unknown_argument_is_refused_with_what_was_meant(

@@ -1,6 +1,7 @@
 """A session ends every process that carries its marker, without a Ray being started here."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 import twinpath
 from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH
-from twinpath.online.session import MARKER, ServeSession, free_ports
+from twinpath.online.session import MARKER, ServeSession, free_ports, replica_ports
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -82,6 +83,17 @@ def test_waiting_for_what_never_comes_ends_with_the_address(session: ServeSessio
     with pytest.raises(TwinpathError, match=rf"{session.url}/x/readyz was not ready in 0.5 s"):
         session.wait_until_ready("/x/readyz", timeout_s=0.5)
     assert time.monotonic() - began < 5
+
+
+def test_replicas_of_a_session_get_ports_that_nobody_listens_on():
+    taken = replica_ports()
+    first = int(taken["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+    assert int(taken["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]) == first + 199
+    with socket.socket() as listens:
+        listens.bind(("127.0.0.1", first))
+        others = {replica_ports()["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] for _ in range(200)}
+    assert str(first) not in others
+    assert len(others) > 5
 
 
 def test_haproxy_is_asked_for_only_on_the_fast_path():

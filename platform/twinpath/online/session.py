@@ -7,6 +7,7 @@ inherits a marker in its environment; when the session ends, whatever still carr
 import contextlib
 import json
 import os
+import random
 import shutil
 import signal
 import socket
@@ -29,7 +30,7 @@ from twinpath.online.environment import FAST_PATH, GRPC_SERVICES, haproxy_files
 
 MARKER = "TWINPATH_SESSION"
 #: Answers in a row that make an application ready, a tenth of a second apart.
-READY_IN_A_ROW = 5
+READY_IN_A_ROW = 10
 
 
 class ServeSession:
@@ -60,6 +61,7 @@ class ServeSession:
         self.marker = uuid.uuid4().hex
         self.env = os.environ | dict(env or {})
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
+        self.env |= replica_ports()
         if fast_path:
             (self.folder / "haproxy").mkdir()
             self.env |= FAST_PATH | haproxy_files(self.folder / "haproxy", ports[3], ports[4])
@@ -290,3 +292,33 @@ def free_ports(count: int) -> list[int]:
     finally:
         for each in sockets:
             each.close()
+
+
+def replica_ports() -> dict[str, str]:
+    """Variables that give the replicas of one Serve two hundred HTTP and gRPC ports of their own.
+
+    Replicas of every Serve listen from port 30000 up, and share a port (SO_REUSEPORT) with those of
+    another Serve on the machine: each would be sent requests that are for the other. These lie
+    between the ports of Ray's workers and those that the kernel gives out.
+    """
+    slices = list(range(22))
+    random.SystemRandom().shuffle(slices)
+    for number in slices:
+        http, grpc = 20_000 + 200 * number, 25_000 + 200 * number
+        if all(_is_free(port) for first in (http, grpc) for port in range(first, first + 10)):
+            break
+    return {
+        "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 199),
+        "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 199),
+    }
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("0.0.0.0", port))
+        except OSError:
+            return False
+    return True
