@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from prometheus_client import REGISTRY, Counter, Histogram
+from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from twinpath.nodes.llm_metrics import EXPORTED, Sample, samples
 from twinpath.online.engine_metrics import EngineMetrics
@@ -30,16 +30,16 @@ class Recorder:
 
 
 def test_histograms_and_counters_are_read_as_prometheus_has_them():
-    histogram = Histogram("vllm:time_to_first_token_seconds", "x", ["model_name"], buckets=(1, 2))
-    counter = Counter("vllm:generation_tokens", "x", ["model_name"])
-    other = Counter("vllm:of_no_interest", "x")
-    try:
-        histogram.labels("m").observe(1.5)
-        counter.labels("m").inc(7)
-        found = {(sample.name, sample.le): sample.value for sample in samples()}
-    finally:
-        for metric in (histogram, counter, other):
-            REGISTRY.unregister(metric)
+    # Not the process' own: an engine that ran here before has its metrics there.
+    own = CollectorRegistry()
+    histogram = Histogram(
+        "vllm:time_to_first_token_seconds", "x", ["model_name"], buckets=(1, 2), registry=own
+    )
+    counter = Counter("vllm:generation_tokens", "x", ["model_name"], registry=own)
+    Counter("vllm:of_no_interest", "x", registry=own)
+    histogram.labels("m").observe(1.5)
+    counter.labels("m").inc(7)
+    found = {(sample.name, sample.le): sample.value for sample in samples(own)}
     assert found["vllm:time_to_first_token_seconds_bucket", "1.0"] == 0
     assert found["vllm:time_to_first_token_seconds_bucket", "2.0"] == 1
     assert found["vllm:time_to_first_token_seconds_sum", ""] == 1.5

@@ -1,7 +1,7 @@
 """What a vLLM engine measures of itself, read from its own Prometheus metrics in this process."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 #: vLLM's metric → what it says. Histograms have buckets; counters end in ``_total`` when read.
 EXPORTED = {
@@ -29,11 +29,12 @@ class Sample(NamedTuple):
     text: str
 
 
-def samples() -> Iterator[Sample]:
-    """The engine's values now; a process has one engine that is looked at."""
+def samples(registry: Any = None) -> Iterator[Sample]:
+    """The engine's values now, from prometheus_client's registry of the process unless another is
+    given; a process has one engine that is looked at."""
     from prometheus_client import REGISTRY
 
-    for metric in REGISTRY.collect():
+    for metric in (REGISTRY if registry is None else registry).collect():
         text = EXPORTED.get(metric.name)
         if text is None:
             continue
