@@ -60,7 +60,7 @@ class Clients:
         except httpx.HTTPError as error:
             return repr(error)
         if answer.status_code != 200:
-            return f"{answer.status_code} {answer.text[:200]}"
+            return f"{answer.status_code} {answer.text[:200]} {dict(answer.headers)}"
         if answer.headers.get_list("x-request-id") != [name]:
             return f"it has the ids {answer.headers.get_list('x-request-id')}"
         rows = answer.json()["rows"]

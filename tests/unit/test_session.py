@@ -13,7 +13,7 @@ import pytest
 import twinpath
 from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH
-from twinpath.online.session import MARKER, ServeSession, free_ports, replica_ports
+from twinpath.online.session import MARKER, ServeSession, free_ports, serve_ports
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -85,13 +85,17 @@ def test_waiting_for_what_never_comes_ends_with_the_address(session: ServeSessio
     assert time.monotonic() - began < 5
 
 
-def test_replicas_of_a_session_get_ports_that_nobody_listens_on():
-    taken = replica_ports()
+@pytest.mark.parametrize("offset", [0, 199])
+def test_serve_of_a_session_gets_ports_that_nobody_listens_on(offset: int):
+    taken = serve_ports()
     first = int(taken["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
-    assert int(taken["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]) == first + 199
+    assert int(taken["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"]) == first + 198
+    assert int(taken["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]) == first + 199
+    grpc = int(taken["RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT"])
+    assert int(taken["RAY_SERVE_FALLBACK_PROXY_GRPC_PORT"]) == grpc + 199
     with socket.socket() as listens:
-        listens.bind(("127.0.0.1", first))
-        others = {replica_ports()["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] for _ in range(200)}
+        listens.bind(("127.0.0.1", first + offset))
+        others = {serve_ports()["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] for _ in range(200)}
     assert str(first) not in others
     assert len(others) > 5
 

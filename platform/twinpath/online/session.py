@@ -61,7 +61,7 @@ class ServeSession:
         self.marker = uuid.uuid4().hex
         self.env = os.environ | dict(env or {})
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
-        self.env |= replica_ports()
+        self.env |= serve_ports()
         if fast_path:
             (self.folder / "haproxy").mkdir()
             self.env |= FAST_PATH | haproxy_files(self.folder / "haproxy", ports[3], ports[4])
@@ -294,24 +294,28 @@ def free_ports(count: int) -> list[int]:
             each.close()
 
 
-def replica_ports() -> dict[str, str]:
-    """Variables that give the replicas of one Serve two hundred HTTP and gRPC ports of their own.
+def serve_ports() -> dict[str, str]:
+    """Variables that give the replicas of one Serve, and the proxy that waits for them where there
+    are none, two hundred HTTP and gRPC ports of their own.
 
-    Replicas of every Serve listen from port 30000 up, and share a port (SO_REUSEPORT) with those of
-    another Serve on the machine: each would be sent requests that are for the other. These lie
-    between the ports of Ray's workers and those that the kernel gives out.
+    Replicas of every Serve listen from port 30000 up, that proxy on 8500 and 9500, and share a port
+    (SO_REUSEPORT) with those of another Serve on the machine: each would be sent requests that are
+    for the other. These lie between the ports of Ray's workers and those that the kernel gives out.
     """
     slices = list(range(22))
     random.SystemRandom().shuffle(slices)
     for number in slices:
         http, grpc = 20_000 + 200 * number, 25_000 + 200 * number
-        if all(_is_free(port) for first in (http, grpc) for port in range(first, first + 10)):
+        few = (*range(10), 199)
+        if all(_is_free(first + port) for first in (http, grpc) for port in few):
             break
     return {
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(http),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 199),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(http + 198),
+        "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(http + 199),
         "RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": str(grpc),
-        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 199),
+        "RAY_SERVE_DIRECT_INGRESS_MAX_GRPC_PORT": str(grpc + 198),
+        "RAY_SERVE_FALLBACK_PROXY_GRPC_PORT": str(grpc + 199),
     }
 
 

@@ -1,0 +1,48 @@
+"""Graphs whose one node is an engine, for a served session: what a worker of Ray imports."""
+
+import json
+import os
+
+from pydantic import BaseModel
+
+from twinpath import Graph
+from twinpath.nodes.llm import LLM, Embed
+
+
+class Prompt(BaseModel):
+    """What a caller of the graph's own endpoint writes."""
+
+    prompt: str
+
+
+class Written(BaseModel):
+    """What comes back."""
+
+    text: str
+    finish_reason: str
+
+
+class Line(BaseModel):
+    """What is embedded."""
+
+    text: str
+
+
+class Point(BaseModel):
+    """Where it lies."""
+
+    embedding: list[float]
+
+
+ENGINE = json.loads(os.environ["TWINPATH_TEST_ENGINE"])
+
+chat = Graph("chat", input=Prompt, output=Written)
+with chat as rows:
+    chat.output(LLM(os.environ["TWINPATH_TEST_LLAMA"], engine=ENGINE)(rows))
+chat_app = chat.app
+
+points = Graph("points", input=Line, output=Point)
+with points as lines:
+    options = {"enforce_eager": True, "served_model_name": "minilm"}
+    points.output(Embed(os.environ["TWINPATH_TEST_MINILM"], engine=options)(lines))
+points_app = points.app

