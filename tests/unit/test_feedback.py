@@ -84,7 +84,14 @@ def test_rows_and_time_are_bounded_and_the_oldest_go_first():
     assert store.join(b"b", [1, 1]) is None
     assert store.join(b"c", [1, 1]) is not None
     store.remember(ask("c"), outcome([0.1], ["1"]))
-    assert store.rows == 1
+    again = store.join(b"c", [1])
+    assert again is not None
+    assert not again.already, "an id that is used again stands for its last request"
+    for name in "defg":
+        store.remember(ask(name), outcome([0.3], ["1"]))
+    assert (store.rows, len(store)) == (4, 4)
+    assert store.join(b"c", [1]) is None
+    assert store.join(b"d", [1]) is not None
 
 
 class Row(BaseModel):

@@ -12,6 +12,7 @@ from pydantic import BaseModel
 
 from twinpath import Batch, Columns, Graph, Node, Tensor
 from twinpath.errors import GRPC_STATUS, InputError, TwinpathError, http_status_of
+from twinpath.graph.columns import Outcome
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
@@ -81,6 +82,15 @@ def test_parameters_of_a_request_are_read():
     message.parameters["priority"].uint64_param = 1
     call = decode(message)
     assert (call.timeout_s, call.priority) == (2.0, 2)
+
+
+def test_what_a_node_says_of_an_answer_is_a_parameter_of_it():
+    call = decode(request())
+    outcome = Outcome.success({"total": np.zeros(2), "name": np.array(["", ""], object)}, 2)
+    assert not pb.ModelInferResponse.FromString(call.encode(outcome).body).parameters
+    outcome.remarks = {"features": "degraded"}
+    marked = pb.ModelInferResponse.FromString(call.encode(outcome).body)
+    assert marked.parameters["features"].string_param == "degraded"
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ _REMARKS: ContextVar[dict[str, str] | None] = ContextVar("twinpath_remarks", def
 def remark(subject: str, text: str) -> None:
     """Tell clients something about how their answer came about, such as ("features", "degraded").
 
-    It becomes ``Outcome.remarks``, and over HTTP the header ``x-<subject>``. Outside of a run
-    nobody is told.
+    It becomes ``Outcome.remarks``, over HTTP the header ``x-<subject>``, and over gRPC a parameter
+    of the response. Outside of a run nobody is told.
     """
     remarks = _REMARKS.get()
     if remarks is not None:

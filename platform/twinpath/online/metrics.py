@@ -90,6 +90,8 @@ class GraphMetrics:
         self._request = self._buckets["twinpath_request_seconds", ""]
         self._queue = self._buckets["twinpath_queue_seconds", ""]
         self._due = False
+        #: Flushed with these.
+        self.also: list[Callable[[], None]] = []
 
     def request(self, ask: Ask, status: int, total_s: float) -> None:
         """A request was answered."""
@@ -129,6 +131,8 @@ class GraphMetrics:
                 self._gauges[f"{name}_bucket"].set(count, tags=tags | {"le": bound})
             self._gauges[f"{name}_count"].set(series[-1][1], tags=tags)
             self._gauges[f"{name}_sum"].set(buckets.total, tags=tags)
+        for flush in self.also:
+            flush()
 
 
 def ray_metric(kind: str, name: str, text: str, labels: tuple[str, ...]) -> Any:

@@ -14,6 +14,7 @@ from twinpath.graph.plan import Plan, Step
 from twinpath.graph.runner import NodeRunner
 from twinpath.graph.stage import NodeCall
 from twinpath.graph.streaming import StreamCall, StreamingExecutor
+from twinpath.nodes.features import FeatureLookup
 from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_metrics import samples
 from twinpath.online.app import GraphApp, graph_app
@@ -24,6 +25,7 @@ from twinpath.online.capturing import capture
 from twinpath.online.engine_metrics import EngineMetrics
 from twinpath.online.environment import slow_path
 from twinpath.online.feature_args import CaptureArgs
+from twinpath.online.feature_metrics import FeatureMetrics
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
@@ -96,9 +98,7 @@ class Ingress(GrpcMethods):
         slow = slow_path(os.environ)
         if slow is not None:
             _LOG.warning("%s: %s", self._plan.graph_name, slow)
-        from ray import serve
-
-        replica = serve.get_replica_context().replica_id.unique_id
+        replica = _replica()
         if self._controller is not None:
             self._side = RolloutSide(
                 self._executor.nodes, self._controller, replica, self._rollout_args
@@ -123,6 +123,8 @@ class Ingress(GrpcMethods):
         if self._side is not None:
             app.frontend.remember = self._side.feedback.remember
         metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
+        nodes = self._executor.nodes
+        metrics.also.append(FeatureMetrics(self._plan.graph_name, replica, nodes, ray_metric).flush)
         app.frontend.observe = metrics.request
         app.frontend.plane.observe_batch = metrics.batch
         app.frontend.plane.switch = self._switch
@@ -243,18 +245,20 @@ class PlacedNode:
             max_queue_rows=1 << 30,
         )
         self._recorders = capture({step.name: self._runner.node}, captured, graph)
+        nodes = {step.name: self._runner.node}
+        self._features: FeatureMetrics | None = None
+        if isinstance(self._runner.node, FeatureLookup):
+            self._features = FeatureMetrics(graph, _replica(), nodes, ray_metric)
         self._reporter: Reporter | None = None
         if controller is not None and reports(self._runner.node):
-            from ray import serve
-
-            replica = serve.get_replica_context().replica_id.unique_id
-            nodes = {step.name: self._runner.node}
-            self._reporter = Reporter(nodes, teller(controller), replica, interval_s)
+            self._reporter = Reporter(nodes, teller(controller), _replica(), interval_s)
             self._reporter.start()
         _settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
         """n rows of the columns that the node reads → its own columns that anything reads."""
+        if self._features is not None:
+            self._features.soon()
         outcome = await self._batcher.submit(columns)
         if self._returns is not None:
             kept = {
@@ -298,6 +302,14 @@ class PlacedNode:
             self._runner.teardown()
             for recorder in getattr(self, "_recorders", ()):
                 await asyncio.to_thread(recorder.close)
+
+
+def _replica() -> str:
+    """The id of the replica that this runs in."""
+    from ray import serve
+
+    found: str = serve.get_replica_context().replica_id.unique_id
+    return found
 
 
 def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:

@@ -6,7 +6,7 @@ answered keeps them for a while, and gives them to whoever comes back with the l
 
 import math
 import time
-from collections import OrderedDict
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,20 +41,16 @@ class Join:
     already: bool = False
 
 
-@dataclass(slots=True)
-class _Given:
-    rows: int
-    notes: Notes
-    principal: str | None
-    at_s: float
-    labelled: bool = False
+#: The id, the number of rows, their notes, whose request it was, and when it was answered.
+_Given = tuple[bytes, int, Notes, str | None, float]
 
 
 class Feedback:
     """The scores of recent requests of one replica, by request id.
 
     At most ``max_rows`` rows and for ``max_age_s`` seconds; the oldest are forgotten first. What
-    a request costs here is one entry of a dict: its arrays are those of the batch.
+    a request costs here is one entry of a list: its arrays are those of the batch, and ids are
+    only looked at when the first labels come.
     """
 
     def __init__(
@@ -64,11 +60,15 @@ class Feedback:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_rows, self._max_age_s, self._clock = max_rows, max_age_s, clock
-        self._given: OrderedDict[bytes, _Given] = OrderedDict()
+        #: Those whose ids nobody has looked at yet, and those before them.
+        self._fresh: deque[_Given] = deque()
+        self._read: deque[_Given] = deque()
+        self._by_id: dict[bytes, _Given] = {}
+        self._labelled: set[bytes] = set()
         self._rows = 0
 
     def __len__(self) -> int:
-        return len(self._given)
+        return len(self._fresh) + len(self._read)
 
     @property
     def rows(self) -> int:
@@ -77,15 +77,13 @@ class Feedback:
 
     def remember(self, ask: Ask, outcome: Outcome) -> None:
         """Keep the notes of an outcome. An id that is used again stands for its last request."""
-        if not outcome.notes:
+        notes = outcome.notes
+        if not notes:
             return
-        before = self._given.pop(ask.request_id, None)
-        if before is not None:
-            self._rows -= before.rows
-        now_s = self._clock()
-        self._given[ask.request_id] = _Given(outcome.n, outcome.notes, ask.principal, now_s)
+        self._fresh.append((ask.request_id, outcome.n, notes, ask.principal, self._clock()))
         self._rows += outcome.n
-        self._forget(now_s)
+        if self._rows > self._max_rows:
+            self._forget()
 
     def join(
         self, request_id: bytes, labels: Sequence[float | None], principal: str | None = None
@@ -95,35 +93,47 @@ class Feedback:
 
         Raises InputError when the number of labels is not that of the rows.
         """
-        self._forget(self._clock())
-        given = self._given.get(request_id)
-        if given is None or given.principal != principal:
+        self._forget(self._clock() - self._max_age_s)
+        self._look_at_ids()
+        given = self._by_id.get(request_id)
+        if given is None or given[3] != principal:
             return None
-        if len(labels) != given.rows:
+        _, rows, notes, _, _ = given
+        if len(labels) != rows:
             raise InputError(
                 f"{len(labels)} labels for request {request_id.decode('latin-1')!r}, which had "
-                f"{given.rows} rows: send one for each row, null where it is not known"
+                f"{rows} rows: send one for each row, null where it is not known"
             )
-        if given.labelled:
+        if request_id in self._labelled:
             return Join((), already=True)
-        given.labelled = True
+        self._labelled.add(request_id)
         found = []
-        for node, (rows, noted) in given.notes.items():
+        for node, (noted_rows, noted) in notes.items():
             known = VERSION in noted and SCORE in noted
             if not known or noted[SCORE].dtype.kind not in "fiub":
                 continue
-            kept = _known(rows, noted[VERSION], noted[SCORE], labels)
+            kept = _known(noted_rows, noted[VERSION], noted[SCORE], labels)
             if kept[0]:
                 found.append(Labelled(node, *kept))
         return Join(tuple(found))
 
-    def _forget(self, now_s: float) -> None:
-        while self._given:
-            oldest = next(iter(self._given.values()))
-            if self._rows <= self._max_rows and now_s - oldest.at_s <= self._max_age_s:
+    def _look_at_ids(self) -> None:
+        for given in self._fresh:
+            self._by_id[given[0]] = given
+            self._labelled.discard(given[0])
+        self._read += self._fresh
+        self._fresh.clear()
+
+    def _forget(self, before_s: float = -math.inf) -> None:
+        """The oldest: those that are too many, and those that were answered before a moment."""
+        while oldest := self._read or self._fresh:
+            if self._rows <= self._max_rows and oldest[0][4] >= before_s:
                 return
-            self._given.popitem(last=False)
-            self._rows -= oldest.rows
+            given = oldest.popleft()
+            self._rows -= given[1]
+            if self._by_id.get(given[0]) is given:
+                del self._by_id[given[0]]
+                self._labelled.discard(given[0])
 
 
 def _known(
