@@ -80,22 +80,22 @@ class PartOfNotes(Mapping[str, tuple[Rows, Columns]]):
     """The notes of some consecutive rows, cut out of their batch's when they are read: most never
     are, and cutting costs more than all else that is done for a request of one row."""
 
-    __slots__ = ("_notes", "_start", "_stop")
+    __slots__ = ("batch", "start", "stop")
 
-    def __init__(self, notes: Notes, start: int, stop: int) -> None:
-        self._notes, self._start, self._stop = notes, start, stop
+    def __init__(self, batch: Notes, start: int, stop: int) -> None:
+        self.batch, self.start, self.stop = batch, start, stop
 
     def __getitem__(self, node: str) -> tuple[Rows, Columns]:
-        rows, columns = self._notes[node]
-        low, high = np.searchsorted(rows, (self._start, self._stop)).tolist()
+        rows, columns = self.batch[node]
+        low, high = np.searchsorted(rows, (self.start, self.stop)).tolist()
         kept = {name: values[low:high] for name, values in columns.items()}
-        return rows[low:high] - self._start, kept
+        return rows[low:high] - self.start, kept
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._notes)
+        return iter(self.batch)
 
     def __len__(self) -> int:
-        return len(self._notes)
+        return len(self.batch)
 
 
 @dataclass(slots=True)

@@ -193,7 +193,7 @@ class Exchange:
             return
         assert self._call is not None
         started_s = time.monotonic()
-        if result.notes and self._frontend.remember is not None:
+        if self._frontend.remember is not None:
             self._frontend.remember(self._ask, result)
         try:
             answer = self._call.encode(result)

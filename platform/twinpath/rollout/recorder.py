@@ -17,7 +17,7 @@ from twinpath.rollout.bins import LATENCY_BINS, LATENCY_EDGES_S, Bins
 from twinpath.rollout.sketch import OTHER, Report, Sketch, Tally
 
 #: Rows that wait uncounted; more are counted at once, so memory is bounded.
-WAITING_ROWS = 16_384
+WAITING_ROWS = 1_024
 #: Values of a segment column that are kept apart.
 SEGMENT_VALUES = 32
 

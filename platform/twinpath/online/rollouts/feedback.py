@@ -11,15 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from twinpath.errors import InputError
-from twinpath.graph.columns import Notes, Outcome
+from twinpath.graph.columns import Outcome, PartOfNotes
 from twinpath.online.dataplane import Ask
-from twinpath.rollout.recorder import score_of
+from twinpath.online.rollouts.kept import Given, Kept
 
-#: Names of the notes that are kept, as `nodes.registry` writes them.
-VERSION, SCORE = "version", "score"
+#: Blocks that are kept; the oldest is forgotten as a whole.
+BLOCKS = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +39,11 @@ class Join:
     already: bool = False
 
 
-#: The id, the number of rows, their notes, whose request it was, and when it was answered.
-_Given = tuple[bytes, int, Notes, str | None, float]
-
-
 class Feedback:
     """The scores of recent requests of one replica, by request id.
 
-    At most ``max_rows`` rows and for ``max_age_s`` seconds; the oldest are forgotten first. What
-    a request costs here is one entry of a list: its arrays are those of the batch, and ids are
-    only looked at when the first labels come.
+    About ``max_rows`` rows, never more, and for ``max_age_s`` seconds; the oldest are forgotten
+    first, a block of them at a time.
     """
 
     def __init__(
@@ -60,30 +53,30 @@ class Feedback:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._max_rows, self._max_age_s, self._clock = max_rows, max_age_s, clock
-        #: Those whose ids nobody has looked at yet, and those before them.
-        self._fresh: deque[_Given] = deque()
-        self._read: deque[_Given] = deque()
-        self._by_id: dict[bytes, _Given] = {}
-        self._labelled: set[bytes] = set()
+        self._block_rows = max(1, max_rows // BLOCKS)
+        #: Those that are not packed yet, and blocks of those before them.
+        self._fresh: list[Given] = []
+        self._fresh_rows = 0
+        self._blocks: deque[Kept] = deque()
         self._rows = 0
 
     def __len__(self) -> int:
-        return len(self._fresh) + len(self._read)
+        return len(self._fresh) + sum(map(len, self._blocks))
 
     @property
     def rows(self) -> int:
         """Rows whose scores are kept."""
-        return self._rows
+        return self._rows + self._fresh_rows
 
     def remember(self, ask: Ask, outcome: Outcome) -> None:
         """Keep the notes of an outcome. An id that is used again stands for its last request."""
         notes = outcome.notes
-        if not notes:
+        if type(notes) is not PartOfNotes and not notes:
             return
         self._fresh.append((ask.request_id, outcome.n, notes, ask.principal, self._clock()))
-        self._rows += outcome.n
-        if self._rows > self._max_rows:
-            self._forget()
+        self._fresh_rows += outcome.n
+        if self._fresh_rows >= self._block_rows:
+            self._pack()
 
     def join(
         self, request_id: bytes, labels: Sequence[float | None], principal: str | None = None
@@ -93,47 +86,43 @@ class Feedback:
 
         Raises InputError when the number of labels is not that of the rows.
         """
-        self._forget(self._clock() - self._max_age_s)
-        self._look_at_ids()
-        given = self._by_id.get(request_id)
-        if given is None or given[3] != principal:
+        self._pack()
+        for block in reversed(self._blocks):
+            position = block.position(request_id)
+            if position is not None:
+                break
+        else:
             return None
-        _, rows, notes, _, _ = given
+        too_old = self._clock() - float(block.times_s[position]) > self._max_age_s
+        if too_old or block.principals[position] != principal:
+            return None
+        rows = int(block.sizes[position])
         if len(labels) != rows:
             raise InputError(
                 f"{len(labels)} labels for request {request_id.decode('latin-1')!r}, which had "
                 f"{rows} rows: send one for each row, null where it is not known"
             )
-        if request_id in self._labelled:
+        if position in block.labelled:
             return Join((), already=True)
-        self._labelled.add(request_id)
+        block.labelled.add(position)
         found = []
-        for node, (noted_rows, noted) in notes.items():
-            known = VERSION in noted and SCORE in noted
-            if not known or noted[SCORE].dtype.kind not in "fiub":
-                continue
-            kept = _known(noted_rows, noted[VERSION], noted[SCORE], labels)
+        for node, scored, versions, scores in block.scores(position):
+            kept = _known(scored, versions, scores, labels)
             if kept[0]:
                 found.append(Labelled(node, *kept))
         return Join(tuple(found))
 
-    def _look_at_ids(self) -> None:
-        for given in self._fresh:
-            self._by_id[given[0]] = given
-            self._labelled.discard(given[0])
-        self._read += self._fresh
-        self._fresh.clear()
-
-    def _forget(self, before_s: float = -math.inf) -> None:
-        """The oldest: those that are too many, and those that were answered before a moment."""
-        while oldest := self._read or self._fresh:
-            if self._rows <= self._max_rows and oldest[0][4] >= before_s:
-                return
-            given = oldest.popleft()
-            self._rows -= given[1]
-            if self._by_id.get(given[0]) is given:
-                del self._by_id[given[0]]
-                self._labelled.discard(given[0])
+    def _pack(self) -> None:
+        """Make a block of what is fresh; forget the oldest, too many or too old."""
+        if self._fresh:
+            self._blocks.append(Kept(self._fresh))
+            self._rows += self._fresh_rows
+            self._fresh, self._fresh_rows = [], 0
+        before_s = self._clock() - self._max_age_s
+        while self._blocks and (
+            self._rows > self._max_rows or self._blocks[0].times_s[-1] < before_s
+        ):
+            self._rows -= self._blocks.popleft().rows
 
 
 def _known(
@@ -141,8 +130,7 @@ def _known(
 ) -> tuple[list[str], list[float], list[float]]:
     """Rows that have a version, a score and a label; notes are of the rows at ``rows``."""
     kept: tuple[list[str], list[float], list[float]] = ([], [], [])
-    flat = np.asarray(score_of(scores), np.float64)
-    for row, version, score in zip(rows.tolist(), versions.tolist(), flat.tolist(), strict=True):
+    for row, version, score in zip(rows.tolist(), versions.tolist(), scores.tolist(), strict=True):
         label = labels[row]
         if label is not None and version and math.isfinite(score):
             kept[0].append(str(version))
