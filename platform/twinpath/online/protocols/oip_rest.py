@@ -7,7 +7,7 @@ fails as one. JSON is strict: NaN and infinities are written as null, and null i
 """
 
 import gzip
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,6 +27,7 @@ from twinpath.online.exchange import Answer, Call, Codec, Headers, Request
 from twinpath.online.policy import Priority
 from twinpath.online.protocols.oip_binary import Heads
 from twinpath.online.protocols.oip_body import HEADER_LENGTH, document_of, inflated, length_of
+from twinpath.online.protocols.oip_floats import LEAST_BYTES, FloatTensors
 from twinpath.online.protocols.oip_tensors import (
     as_texts,
     datatype_of,
@@ -69,6 +70,9 @@ class InferCodec:
                 for name, kind in self._inputs.items()
             }
         self._before = None if self._tensors is None else Heads(self._tensors)
+        self._floats: FloatTensors | None = None
+        if self._tensors is not None and FloatTensors.can_read(self._tensors):
+            self._floats = FloatTensors(self._tensors)
         self._starts: dict[str, bytes] = {}
         self._heads = {
             name: (
@@ -97,14 +101,16 @@ class InferCodec:
             if known is not None and size + known.tail_bytes == len(body):
                 columns = known.columns(body, size)
                 return Call(columns, known.encode, known.timeout_s, known.priority)
+        if self._floats is not None and length is None and not zipped and len(body) >= LEAST_BYTES:
+            plain = self._floats.columns(body)
+            if plain is not None:
+                return Call(plain, self._all_of(version))
         document, tail = document_of(body, length)
         bools = b"true" in body or b"false" in body
         if tail is None and len(document) == 1 and b"accept-encoding" not in headers:
             plain = self._plain(document, bools)
             if plain is not None:
-                if version is None:
-                    return Call(plain, self._encode_all)
-                return Call(plain, lambda outcome: self._encode_all(outcome, version))
+                return Call(plain, self._all_of(version))
         columns = self._plane.checked(self._columns(document, tail, bools))
         parameters = _parameters(document)
         wanted = self.wanted(document, parameters)
@@ -166,6 +172,12 @@ class InferCodec:
     def _head(self, version: str | None) -> dict[str, Any]:
         plane = self._plane
         return {"model_name": plane.name, "model_version": version or plane.version}
+
+    def _all_of(self, version: str | None) -> Callable[[Outcome], Answer]:
+        """Encodes all outputs of a request that asked for none."""
+        if version is None:
+            return self._encode_all
+        return lambda outcome: self._encode_all(outcome, version)
 
     def _encode_all(self, outcome: Outcome, version: str | None = None) -> Answer:
         """All outputs as JSON; like `_encode`, with all but the numbers prepared."""
