@@ -14,8 +14,9 @@ from twinpath.online.dataplane import Ask
 
 _LOG = logging.getLogger(__name__)
 _BOUND = 100_000
-_PAUSE_S = 0.2
+_PAUSE_S = 0.5
 _LONGEST_PATH = 512
+_NEWLINE = ord("\n")
 
 
 class _Line(msgspec.Struct, gc=False):
@@ -79,14 +80,15 @@ class AuditLog:
         timing = ask.timing
         # Milliseconds to three digits; ``round`` takes three times as long.
         latency_us = int((time.monotonic() - ask.started_s) * 1e6 + 0.5)
+        principal, peer, path = _whole(ask.principal, ask.peer, ask.path)
         line = _Line(
             time.time(),
             ask.request_id.decode("latin-1"),
-            None if ask.principal is None else _whole(ask.principal),
-            _whole(ask.peer),
+            principal,
+            peer,
             self._graph,
             ask.transport,
-            _whole(ask.path[:_LONGEST_PATH]),
+            path,
             status,
             code,
             ask.rows,
@@ -95,8 +97,9 @@ class AuditLog:
             None if timing is None else int(timing.queue_s * 1e6 + 0.5) / 1e3,
         )
         with self._lock:
-            self._encoder.encode_into(line, self._buffer, -1)
-            self._buffer += b"\n"
+            buffer = self._buffer
+            self._encoder.encode_into(line, buffer, -1)
+            buffer.append(_NEWLINE)
             self._lines += 1
 
     def close(self) -> None:
@@ -141,6 +144,10 @@ class AuditLog:
 
 
 @functools.lru_cache(1024)
-def _whole(text: str) -> str:
-    """The text, with ``?`` for what no encoding has: halves of surrogate pairs."""
-    return text.encode("utf-8", "replace").decode()
+def _whole(principal: str | None, peer: str, path: str) -> tuple[str | None, str, str]:
+    """Who and what, with ``?`` for what no encoding has: halves of surrogate pairs."""
+    found = [
+        text if text is None else text.encode("utf-8", "replace").decode()
+        for text in (principal, peer, path[:_LONGEST_PATH])
+    ]
+    return found[0], found[1] or "", found[2] or ""

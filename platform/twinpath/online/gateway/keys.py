@@ -98,7 +98,7 @@ def new_key(
     admin: bool = False,
 ) -> tuple[str, KeyRecord]:
     """A key, which is not kept anywhere, and its record."""
-    name, secret = secrets.token_hex(4), secrets.token_urlsafe(32)
+    name, secret = secrets.token_hex(8), secrets.token_urlsafe(32)
     digest = hashlib.sha256(secret.encode()).hexdigest()
     record = KeyRecord(
         id=name, principal=principal, sha256=digest, graphs=graphs, priority=priority,
