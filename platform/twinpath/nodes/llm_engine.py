@@ -15,6 +15,8 @@ from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
 from twinpath.nodes.llm_usage import USAGE
 
+_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+
 
 class EngineNode(Node):
     """Base of nodes on vLLM's ``AsyncLLM``.
@@ -56,6 +58,7 @@ class EngineNode(Node):
         os.environ.update(self.environment)
         vllm_()
         arguments = engine_arguments(self.model, self.engine_options, len(self.loras))
+        _spare_a_process(arguments)
         self._arguments_of_engine = arguments
         self._guard = EngineGuard()
         try:
@@ -140,6 +143,24 @@ class EngineNode(Node):
     def sequences(self) -> int:
         """Sequences that wait or run in the engine."""
         return 0 if self.engine is None else int(self.engine.get_num_unfinished_requests())
+
+
+def _spare_a_process(arguments: Any) -> None:
+    """On a CPU vLLM runs a single worker in a process of its own, since it binds that to cores, and
+    both that and the engine's poll all the time. Where it is told not to bind any, the worker can
+    be in the engine's process, as it is on a GPU."""
+    from vllm.platforms import current_platform
+
+    alone = (
+        arguments.tensor_parallel_size * arguments.pipeline_parallel_size
+        == arguments.data_parallel_size
+        == 1
+    )
+    unbound = os.environ.get("VLLM_CPU_OMP_THREADS_BIND") == "nobind"
+    chosen = arguments.distributed_executor_backend is not None
+    if alone and unbound and not chosen and current_platform.is_cpu():
+        # By this name: vLLM takes the short one to be its own default, and changes that.
+        arguments.distributed_executor_backend = _ONE_PROCESS
 
 
 def vllm_() -> Any:
