@@ -20,7 +20,7 @@ from benchmarks.report import Row
 from twinpath.nodes.llm import LLM
 
 MODULE = "benchmarks.llm_offline"
-PROMPTS, MAX_TOKENS = 768, 64
+PROMPTS, MAX_TOKENS = 3_072, 64
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "bfloat16",
     "seed": 0, "enable_prefix_caching": False, "disable_log_stats": True,
