@@ -1,6 +1,8 @@
 """The FeatureLookup node in a graph: its columns, what is missing, views on demand, marks."""
 
+import asyncio
 import pickle
+import time
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -229,3 +231,29 @@ def test_the_registry_is_read_anew_beside_the_requests(tmp_path_factory):
             time.sleep(0.02)
     finally:
         repo.close()
+
+
+def test_other_keys_than_the_service_needs_are_refused_at_set_up(sqlite_repo):
+    features = {"spent": "float64", "a_visit": "float64"}
+    node = FeatureLookup("visits_only", str(sqlite_repo), keys={"user": "str"}, features=features)
+    with pytest.raises(ConfigError, match="declares the keys user, and the service needs"):
+        node.setup()
+
+
+async def test_a_row_without_a_moment_is_captured_as_of_now(sqlite_repo):
+    node = FeatureLookup("visits_only", str(sqlite_repo), as_of="asked_at")
+    node.setup()
+    seen = []
+    node.watch = lambda columns, moments, made: seen.append(moments)
+    before_us = time.time_ns() // 1000
+    then = np.datetime64("2024-05-01T12:00:00", "us")
+    await node.predict(
+        {
+            "user_id": np.array(["user-1", "user-2"], dtype=object),
+            "shop": np.array([0, 0]),
+            "asked_at": np.array([then, "NaT"], dtype="datetime64[us]"),
+        }
+    )
+    assert seen[0][0] == then.astype(np.int64)
+    assert before_us <= seen[0][1] <= time.time_ns() // 1000
+    await asyncio.to_thread(node.teardown)

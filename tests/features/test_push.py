@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -23,6 +24,7 @@ from twinpath.errors import (
 )
 from twinpath.features.push import Pusher
 from twinpath.features.repo import FeatureRepo
+from twinpath.features.writing import ViewWriter
 from twinpath.graph.plan import Plan
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
@@ -145,6 +147,47 @@ def test_nothing_is_lost_while_the_store_is_away_and_too_much_is_refused(tmp_pat
             pusher.offer("visits", [])
     finally:
         redis.kill()
+
+
+def test_each_push_is_told_of_its_own_rows(repo, monkeypatch):
+    pusher = Pusher(repo)
+    older = (NOW - timedelta(hours=1)).isoformat()
+    old, new = visit(shop=71, event_timestamp=older), visit(shop=71)
+    first = pusher.offer("visits", pusher.check("visits", [new]))
+    assert first.result(60) == 1
+    # Both wait for the same write.
+    gate = threading.Event()
+    write = ViewWriter.write_each
+    monkeypatch.setattr(ViewWriter, "write_each", lambda *args: gate.wait(60) and write(*args))
+    before = pusher.offer("visits", pusher.check("visits", [visit(shop=72)]))
+    outdated = pusher.offer("visits", pusher.check("visits", [old]))
+    fresh = pusher.offer("visits", pusher.check("visits", [visit(shop=73), visit(shop=74)]))
+    gate.set()
+    assert [each.result(60) for each in (before, outdated, fresh)] == [1, 0, 2]
+    assert pusher.close() == 0
+
+
+def test_a_view_that_cannot_be_written_holds_no_other_up(repo, monkeypatch):
+    pusher = Pusher(repo, longest_wait_s=0.1)
+    write = ViewWriter.write_each
+    broken = threading.Event()
+    broken.set()
+
+    def writes(self, rows, progress=None):
+        if self.view.name == "visits" and broken.is_set():
+            raise RuntimeError("no such table")
+        return write(self, rows, progress)
+
+    monkeypatch.setattr(ViewWriter, "write_each", writes)
+    stuck = [pusher.offer("visits", pusher.check("visits", [visit(shop=n)])) for n in (81, 82)]
+    row = dict.fromkeys(("f32", "f64", "i32", "i64", "flag", "text", "blob", "moment"))
+    row |= {"user_id": "tom", "event_timestamp": NOW}
+    other = pusher.offer("types", pusher.check("types", [row]))
+    assert other.result(60) == 1
+    assert not any(each.done() for each in stuck)
+    broken.clear()
+    assert [each.result(60) for each in stuck] == [1, 1]
+    assert pusher.close() == 0
 
 
 def test_what_cannot_be_written_before_the_end_is_counted_and_told(tmp_path):

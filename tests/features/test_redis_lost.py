@@ -8,7 +8,7 @@ import pytest
 
 from tests.features.conftest import Redis
 from tests.features.shop import make_repo
-from twinpath.errors import FeatureStoreError
+from twinpath.errors import DeadlineError, FeatureStoreError
 from twinpath.features.online import OnlineFeatures
 from twinpath.features.repo import FeatureRepo
 from twinpath.graph.context import collect_remarks
@@ -163,6 +163,61 @@ def test_a_server_that_stands_still_is_not_waited_for(running, repo):
                 await asyncio.sleep(0.05)
         else:
             pytest.fail("reads did not go on")
+        await online.close()
+
+    asyncio.run(story())
+
+
+async def paused(redis: Redis, ms: int) -> None:
+    """All commands of all clients wait so long, in a server that is well otherwise."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", redis.port)
+    writer.write(f"CLIENT PAUSE {ms} ALL\r\n".encode())
+    assert (await reader.readline()).startswith(b"+OK")
+    writer.close()
+
+
+def test_one_short_deadline_harms_no_neighbour(running, repo):
+    features = FeatureRepo(repo)
+    online = OnlineFeatures(features, features.service("all"), timeout_s=5.0)
+
+    async def story() -> None:
+        await online.read(given(1), None)
+        await paused(running, 300)
+        near_s = time.monotonic() + 0.1
+        reads = [online.read(given(i), None, near_s if i == 2 else None) for i in range(5)]
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert isinstance(found.pop(2), DeadlineError)
+        assert [len(views[0].found) for views in found] == [2] * 4
+        assert online.breaker.fail_counter == 0
+        assert online.statistics.failures == 0
+        await online.read(given(3), None)
+        await online.close()
+
+    asyncio.run(story())
+
+
+def test_a_store_that_hangs_is_left_alone_though_every_deadline_came_first(running, repo):
+    import os
+    import signal
+
+    features = FeatureRepo(repo)
+    online = OnlineFeatures(features, features.service("all"), timeout_s=TIMEOUT_S)
+
+    async def story() -> None:
+        await online.read(given(1), None)
+        os.kill(running.process.pid, signal.SIGSTOP)
+        outcomes = []
+        try:
+            end_s = time.monotonic() + 60
+            while FeatureStoreError not in outcomes:
+                assert time.monotonic() < end_s, outcomes
+                try:
+                    await online.read(given(1), None, time.monotonic() + TIMEOUT_S / 5)
+                except (DeadlineError, FeatureStoreError) as error:
+                    outcomes.append(type(error))
+        finally:
+            os.kill(running.process.pid, signal.SIGCONT)
+        assert outcomes[0] is DeadlineError
         await online.close()
 
     asyncio.run(story())

@@ -8,7 +8,7 @@ import pytest
 
 from twinpath.errors import ConfigError
 from twinpath.features.decode import NEVER
-from twinpath.features.history import Sources, as_of_join
+from twinpath.features.history import Sources, as_of_join, scan_rows
 from twinpath.features.spec import ViewSpec
 
 START = datetime(2024, 3, 1, tzinfo=UTC)
@@ -188,3 +188,16 @@ def test_a_source_that_is_not_there_or_lacks_a_column_is_named(tmp_path):
     rows.write_parquet(tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match=r"no column 'amount'. Did you mean 'amounts'"):
         as_of_join(view(tmp_path / "a.parquet"), keys, moments, Sources())
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York", "Asia/Kolkata"])
+@pytest.mark.parametrize("unit", ["us", "ns", "ms"])
+def test_a_source_is_cut_at_moments_whatever_zone_it_is_in(tmp_path, zone, unit):
+    rows = history(np.random.default_rng(3), 200)
+    at = pl.col("at").dt.cast_time_unit(unit)
+    at = at.dt.replace_time_zone(None) if zone is None else at.dt.convert_time_zone(zone)
+    rows.with_columns(at).write_parquet(tmp_path / "rows.parquet")
+    low, high = START_US + 10 * HOUR_US, START_US + 20 * HOUR_US
+    found = scan_rows(view(tmp_path / "rows.parquet"), low, high).collect()
+    wanted = rows.filter(pl.col("at").dt.epoch("us").is_between(low, high))
+    assert 0 < len(found) == len(wanted) < len(rows)

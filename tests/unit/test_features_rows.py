@@ -50,6 +50,34 @@ def test_defaults_stand_where_nothing_held_and_where_the_view_has_null():
     assert made["t"].tolist() == ["one", "none"]
 
 
+def test_a_list_is_the_default_of_each_row_that_has_nothing():
+    kinds = {"e": "any"}
+    view = ViewSpec("v", ("k",), kinds, None, "at")
+    spec = ServiceSpec("s", (view,), promised=(("v", "e"),))
+    maker = RowMaker(spec, defaults={"e": [0.0, 0.5]})
+    for n in (1, 2, 3):
+        made = maker.nothing({"k": np.array(["x"] * n, dtype=object)}, n)
+        assert made["e"].tolist() == [[0.0, 0.5]] * n
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "kind"),
+    [("i", "x", "int64"), ("i", 0.5, "int64"), ("f", [1.0, 2.0], "float32"), ("b", None, "bool")],
+)
+def test_a_default_that_its_column_cannot_hold_is_refused(name, default, kind):
+    with pytest.raises(ConfigError, match=f"default of '{name}'.*expected a value of {kind}"):
+        RowMaker(SPEC, defaults={name: default})
+
+
+def test_defaults_of_every_type_are_held():
+    moment = np.datetime64("2020-01-01T00:00:00", "us")
+    defaults = {"f": 1, "i": True, "b": False, "t": "none", "m": moment.item()}
+    made = RowMaker(SPEC, defaults=defaults).nothing(GIVEN, 2)
+    assert {name: values.tolist()[1] for name, values in made.items()} == {
+        "f": 1.0, "i": 1, "b": False, "t": "none", "m": moment.item(),
+    }  # fmt: skip
+
+
 def test_null_gives_integers_and_truth_values_as_floats():
     maker = RowMaker(SPEC, "null")
     made = maker.columns([rows()], GIVEN, 2)

@@ -180,11 +180,13 @@ def scan_rows(view: ViewSpec, low_us: int | None = None, high_us: int | None = N
             )
     # Conditions on the source's own column let Parquet's statistics skip whole row groups.
     at, kind = pl.col(view.timestamp_field), kinds[view.timestamp_field]
+    # Whole units of the column: one in milliseconds has none between, one in nanoseconds may have
+    # rows later within the same microsecond.
+    unit_us = 1000 if kind.time_unit == "ms" else 1
     if low_us is not None:
-        rows = rows.filter(at >= _moment(low_us, kind))
+        rows = rows.filter(at >= _moment(-(-low_us // unit_us) * unit_us, kind))
     if high_us is not None:
-        # A source in nanoseconds may have rows later within the same microsecond.
-        rows = rows.filter(at < _moment(high_us + 1, kind))
+        rows = rows.filter(at < _moment((high_us // unit_us + 1) * unit_us, kind))
     columns = [pl.col(source).alias(name) for source, name in wanted.items()]
     columns.append(at.dt.epoch("us").alias(_AT))
     if view.created_field is not None:
@@ -193,13 +195,12 @@ def scan_rows(view: ViewSpec, low_us: int | None = None, high_us: int | None = N
 
 
 def _moment(us: int, kind: Any) -> Any:
+    """A moment as values of a source's column are: of its unit, in its zone; naive ones are UTC."""
     pl = _polars()
-    return (
-        pl.lit(us)
-        .cast(pl.Datetime("us"))
-        .cast(pl.Datetime(kind.time_unit))
-        .dt.replace_time_zone(kind.time_zone)
-    )
+    moment = pl.lit(us).cast(pl.Datetime("us")).cast(pl.Datetime(kind.time_unit))
+    if kind.time_zone is None:
+        return moment
+    return moment.dt.replace_time_zone("UTC").dt.convert_time_zone(kind.time_zone)
 
 
 def _around(view: ViewSpec, low_us: int, high_us: int) -> Any:

@@ -87,10 +87,12 @@ class OnlineFeatures:
         self.breaker = pybreaker.CircuitBreaker(
             fail_max=BREAKER_FAILURES,
             reset_timeout=BREAKER_RESET_S,
-            exclude=[asyncio.CancelledError, DeadlineError],
+            exclude=[asyncio.CancelledError],
             throw_new_error_on_trip=False,
         )
         self._open_error = pybreaker.CircuitBreakerError
+        #: Reads under way whose callers' deadlines are near.
+        self._left: set[asyncio.Future[Any]] = set()
         self.statistics = ReadStatistics()
 
     @property
@@ -175,19 +177,30 @@ class OnlineFeatures:
         if left_s <= 0:
             raise DeadlineError("the deadline passed before the features were read")
         self.statistics.entities += sum(len(want.keys) for want in wanted)
+        if left_s >= limit_s:
+            return await self._guarded(wanted)
+        # The read goes on when nobody waits any more: only its end tells how the store is.
+        reading = asyncio.ensure_future(self._guarded(wanted))
+        self._left.add(reading)
+        reading.add_done_callback(self._ended)
+        try:
+            async with asyncio.timeout(left_s):
+                return await asyncio.shield(reading)
+        except TimeoutError:
+            raise DeadlineError("the deadline passed while the features were read") from None
+
+    def _ended(self, reading: "asyncio.Future[Any]") -> None:
+        self._left.discard(reading)
+        if not reading.cancelled():
+            reading.exception()  # it was counted; whoever waited was told
+
+    async def _guarded(self, wanted: Sequence[Wanted]) -> list[list[RawRow]]:
+        """One read, within the time limit, unless the circuit is open."""
+        limit_s = self._timeout_s
         try:
             with self.breaker.calling():
-                try:
-                    async with asyncio.timeout(min(limit_s, left_s)):
-                        return await self._reader.read(wanted)
-                except TimeoutError:
-                    if left_s < limit_s:
-                        raise DeadlineError(
-                            "the deadline passed while the features were read"
-                        ) from None
-                    raise
-        except DeadlineError:
-            raise
+                async with asyncio.timeout(limit_s):
+                    return await self._reader.read(wanted)
         except self._open_error:
             self.statistics.failures += 1
             raise FeatureStoreError(

@@ -133,12 +133,13 @@ class Pusher:
     def _run(self) -> None:
         wait_s = self._first_wait_s
         while (pushes := self._next()) is not None:
-            writer, _ = self._writer(pushes[0].view)
             rows = [row for push in pushes for row in push.rows]
             try:
-                written = writer.write(rows)
+                writer, _ = self._writer(pushes[0].view)
+                written = writer.write_each(rows)
             except Exception as error:
                 self.statistics.failures += 1
+                self._stand_back(pushes[0].view)
                 if self.statistics.failures == 1 or wait_s >= self._longest_wait_s:
                     _LOG.warning("%d pushed rows wait: %s", self._waiting_rows, error)
                 if self._wake.wait(wait_s):
@@ -146,7 +147,17 @@ class Pusher:
                 wait_s = min(2 * wait_s, self._longest_wait_s)
                 continue
             wait_s = self._first_wait_s
-            self._written(pushes, len(rows), written)
+            self._written(pushes, written)
+
+    def _stand_back(self, view: str) -> None:
+        """Rows of a view that could not be written go behind those of all others, in their order:
+        it may be the view that is at fault. What is known of it is looked up anew."""
+        with self._opening:
+            self._writers.pop(view, None)
+        with self._changed:
+            mine = [push for push in self._queue if push.view == view]
+            self._queue = deque(push for push in self._queue if push.view != view)
+            self._queue.extend(mine)
 
     def _next(self) -> list[_Push] | None:
         """The pushes at the front that are of one view, left in the queue; None at the end."""
@@ -162,22 +173,22 @@ class Pusher:
                 pushes.append(push)
             return pushes
 
-    def _written(self, pushes: Sequence[_Push], rows: int, written: int) -> None:
+    def _written(self, pushes: Sequence[_Push], written: Sequence[bool]) -> None:
         with self._changed:
             for push in pushes:
                 if self._queue and self._queue[0] is push:
                     self._queue.popleft()
-            self._waiting_rows -= rows
-            self.statistics.written += written
-            self.statistics.outdated += rows - written
+            self._waiting_rows -= len(written)
+            self.statistics.written += sum(written)
+            self.statistics.outdated += len(written) - sum(written)
             self._changed.notify_all()
-        left = written
+        start = 0
         for push in pushes:
-            share = min(left, len(push.rows))
-            left -= share
+            stop = start + len(push.rows)
             # Whoever waited for it may have given up in the meantime.
             with contextlib.suppress(InvalidStateError):
-                push.done.set_result(share)
+                push.done.set_result(sum(written[start:stop]))
+            start = stop
 
 
 def _fail(push: _Push, error: Exception) -> None:

@@ -13,7 +13,7 @@ import ssl
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -119,7 +119,8 @@ class RedisReader:
         connection = self._connection
         if connection is None or connection.lost or self._loop is not asyncio.get_running_loop():
             connection = await self._connect()
-        replies = await connection.ask(b"".join(parts), sum(len(want.keys) for want in wanted))
+        count = sum(len(want.keys) for want in wanted)
+        replies = await connection.ask(b"".join(parts), count, self._timeout_s)
         answers, start = [], 0
         for want in wanted:
             answers.append(replies[start : start + len(want.keys)])
@@ -149,6 +150,12 @@ class RedisReader:
             return connection
 
 
+class _Asked(NamedTuple):
+    replies: int
+    future: "asyncio.Future[list[Any]]"
+    limit: asyncio.TimerHandle
+
+
 class Connection(asyncio.Protocol):
     """One connection: commands go out, replies come back in the same order."""
 
@@ -159,8 +166,8 @@ class Connection(asyncio.Protocol):
         self.lost = False
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
-        #: Reads that wait: how many replies are missing, those that came, and who waits.
-        self._waiting: deque[tuple[int, asyncio.Future[list[Any]]]] = deque()
+        #: Reads whose replies are not there: how many they are, who waits, and for how long.
+        self._waiting: deque[_Asked] = deque()
         self._replies: list[Any] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -176,10 +183,11 @@ class Connection(asyncio.Protocol):
         try:
             while (reply := self._reader.gets()) is not False:
                 replies.append(reply)
-                if self._waiting and len(replies) == self._waiting[0][0]:
-                    _, future = self._waiting.popleft()
+                if self._waiting and len(replies) == self._waiting[0].replies:
+                    asked = self._waiting.popleft()
+                    asked.limit.cancel()
                     self._replies = []
-                    _resolve(future, replies)
+                    _resolve(asked.future, replies)
                     replies = self._replies
         except hiredis.ProtocolError as error:
             self._fail(ConnectionResetError(f"Redis sent what is no reply: {error}"))
@@ -188,19 +196,20 @@ class Connection(asyncio.Protocol):
         """Of asyncio: reads under way fail."""
         self._fail(ConnectionResetError(f"Redis closed the connection ({error})"))
 
-    async def ask(self, commands: bytes, replies: int) -> list[Any]:
-        """Send commands and wait for their replies. A caller that gives up ends the connection,
-        since its replies would pile up behind a server that does not answer."""
+    async def ask(self, commands: bytes, replies: int, timeout_s: float) -> list[Any]:
+        """Send commands and wait for their replies. A caller may give up: its replies are dropped
+        when they come. Where they do not come within ``timeout_s`` the connection ends, and all
+        reads that wait for it fail: replies would pile up behind a server that does not answer."""
         if self.lost or self._transport is None:
             raise ConnectionResetError("the connection to Redis was lost")
         future: asyncio.Future[list[Any]] = self.loop.create_future()
-        self._waiting.append((replies, future))
+        limit = self.loop.call_later(timeout_s, self._late, timeout_s)
+        self._waiting.append(_Asked(replies, future, limit))
         self._transport.write(commands)
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._fail(ConnectionResetError("Redis did not answer in time"))
-            raise
+        return await future
+
+    def _late(self, timeout_s: float) -> None:
+        self._fail(TimeoutError(f"Redis did not answer within {timeout_s * 1000:g} ms"))
 
     def end(self) -> None:
         """Close it; reads under way fail."""
@@ -211,9 +220,10 @@ class Connection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
-            _, future = self._waiting.popleft()
-            if not future.done():
-                future.set_exception(error)
+            asked = self._waiting.popleft()
+            asked.limit.cancel()
+            if not asked.future.done():
+                asked.future.set_exception(error)
 
 
 def _resolve(future: "asyncio.Future[list[Any]]", replies: list[Any]) -> None:
@@ -241,9 +251,9 @@ async def open_connection(address: Address, timeout_s: float) -> Connection:
         try:
             if address.password is not None:
                 login = [address.username] if address.username else []
-                await connection.ask(command("AUTH", *login, address.password), 1)
+                await connection.ask(command("AUTH", *login, address.password), 1, timeout_s)
             if address.db:
-                await connection.ask(command("SELECT", str(address.db)), 1)
+                await connection.ask(command("SELECT", str(address.db)), 1, timeout_s)
         except BaseException:
             connection.end()
             raise

@@ -51,6 +51,7 @@ class RowMaker:
                     f"defaults name {name!r}, which service {spec.name!r} does not give."
                     f"{did_you_mean(name, self._kinds)}"
                 )
+            _check_default(name, self._kinds[name], self._defaults[name])
 
     @property
     def outputs(self) -> dict[str, str]:
@@ -100,7 +101,10 @@ class RowMaker:
             marks = _null_rows(values) if nulls is None else nulls
             if marks.any():
                 values = values.copy()
-                values[marks] = self._defaults[name]
+                default = self._defaults[name]
+                # A list is one value, not one for each row.
+                for row in np.flatnonzero(marks) if isinstance(default, list) else (marks,):
+                    values[row] = default
         return values
 
     def _errors(
@@ -114,6 +118,23 @@ class RowMaker:
             )
             errors[row] = f"view {rows.view.title!r} has no features that hold for {keys}"
         return errors
+
+
+def _check_default(name: str, kind: str, default: Any) -> None:
+    """Raises ConfigError for a default that a column of this type cannot hold."""
+    dtype = ColumnType.parse(kind).numpy_dtype
+    if dtype.kind == "O" or (default is None and dtype.kind in "fmM"):
+        return
+    try:
+        if dtype.kind in "mM":
+            held = np.array([default], dtype)
+        else:
+            held = np.array([default]).astype(dtype, casting="same_kind")
+        fits = held.shape == (1,)
+    except (TypeError, ValueError, OverflowError):
+        fits = False
+    if not fits:
+        raise ConfigError(f"the default of {name!r} is {default!r}: expected a value of {kind}")
 
 
 _WITHOUT_NULL = {"int32", "int64", "bool"}

@@ -67,34 +67,43 @@ class ViewWriter:
     def write(self, rows: Sequence[StoreRow], progress: Callable[[int], Any] | None = None) -> int:
         """Write rows, each newer one over the older; how many were written. ``progress`` is told
         of rows done. Raises what the store raises; what was written before stays."""
-        written = 0
+        return sum(self.write_each(rows, progress))
+
+    def write_each(
+        self, rows: Sequence[StoreRow], progress: Callable[[int], Any] | None = None
+    ) -> list[bool]:
+        """The same; whether each row was written."""
+        written = [False] * len(rows)
         for start in range(0, len(rows), CHUNK_ROWS):
             chunk = rows[start : start + CHUNK_ROWS]
             newest = self._newest(chunk)
             if newest:
                 provider = self._store._get_provider()
-                provider.online_write_batch(self._store.config, self.view, newest, None)
-            written += len(newest)
+                chosen = [chunk[position] for position in newest]
+                provider.online_write_batch(self._store.config, self.view, chosen, None)
+            for position in newest:
+                written[start + position] = True
             if progress is not None:
                 progress(len(chunk))
         return written
 
-    def _newest(self, rows: Sequence[StoreRow]) -> list[StoreRow]:
-        """Of each key the newest row (of equal ones the last), unless the store has a newer one."""
-        newest: dict[bytes, StoreRow] = {}
-        for row in rows:
+    def _newest(self, rows: Sequence[StoreRow]) -> list[int]:
+        """The position of each key's newest row (of equal ones the last), unless the store has a
+        newer one."""
+        newest: dict[bytes, int] = {}
+        for position, row in enumerate(rows):
             key = row[0].SerializeToString(deterministic=True)
-            if key not in newest or _aware(row[2]) >= _aware(newest[key][2]):
-                newest[key] = row
+            if key not in newest or _aware(row[2]) >= _aware(rows[newest[key]][2]):
+                newest[key] = position
         chosen = list(newest.values())
         some = next(iter(self.features))
-        stored = self._store._get_provider().online_read(
-            self._store.config, self.view, [row[0] for row in chosen], [some]
-        )
+        keys = [rows[position][0] for position in chosen]
+        provider = self._store._get_provider()
+        stored = provider.online_read(self._store.config, self.view, keys, [some])
         return [
-            row
-            for row, (moment, _) in zip(chosen, stored, strict=True)
-            if moment is None or _aware(row[2]) >= _aware(moment)
+            position
+            for position, (moment, _) in zip(chosen, stored, strict=True)
+            if moment is None or _aware(rows[position][2]) >= _aware(moment)
         ]
 
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import inspect
-import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -122,14 +122,22 @@ class FeatureLookup(Node):
                 f"has; first of {len(wrong)} differences: {wrong[0][0]!r}. Apply the repository's "
                 "definitions, or declare what it gives"
             )
+        needed = sorted({**spec.keys, **spec.request})
+        if self.keys is not None and sorted(self.keys) != needed:
+            raise ConfigError(
+                f"FeatureLookup({self.service!r}) declares the keys "
+                f"{', '.join(sorted(self.keys))}, and the service needs {', '.join(needed)}"
+            )
         return repo, spec
 
     def setup(self) -> None:
         """Open the repository, and its online store with the first batch. Raises ConfigError for
         a service that is not applied, or that gives other features than were declared."""
+        from twinpath.features.decode import NEVER
         from twinpath.features.online import OnlineFeatures
         from twinpath.features.rows import RowMaker
 
+        self._never = NEVER
         repo, spec = self.opened_spec()
         self._spec = spec
         self._maker = RowMaker(spec, self.on_missing, self.defaults, self.full_names)
@@ -152,6 +160,9 @@ class FeatureLookup(Node):
         n = row_count(columns)
         self._loop = asyncio.get_running_loop()
         moments = None if self.as_of is None else moments_us(columns[self.as_of], self.as_of)
+        if moments is not None and (moments == self._never).any():
+            # A row that does not say when it asks does so now, here and in what is captured.
+            moments = np.where(moments == self._never, time.time_ns() // 1000, moments)
         try:
             views = await self._online.read(columns, moments, DEADLINE_S.get())
         except FeatureStoreError:
@@ -180,7 +191,7 @@ class FeatureLookup(Node):
             return
         if loop.is_running():
             closing = asyncio.run_coroutine_threadsafe(online.close(), loop)
-            if getattr(loop, "_thread_id", None) != threading.get_ident():
+            if asyncio._get_running_loop() is not loop:  # which would wait for itself
                 closing.result(timeout=5)
         else:
             loop.run_until_complete(online.close())
