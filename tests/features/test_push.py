@@ -278,13 +278,23 @@ async def test_bodies_that_are_wrong_say_why(repo):
         assert (answer.status_code, says in answer.json()["error"]["message"]) == (status, True)
 
 
-async def test_a_full_queue_is_503_with_retry_after(repo):
-    body = {"view": "visits", "rows": [visit(), visit(shop=2)]}
+async def test_a_full_queue_is_503_with_retry_after_and_what_never_fits_is_413(repo, monkeypatch):
+    gate = threading.Event()
+    write = ViewWriter.write_each
+    monkeypatch.setattr(ViewWriter, "write_each", lambda *args: gate.wait(60) and write(*args))
+    threading.Timer(3, gate.set).start()
+    first = {"view": "visits", "rows": [visit(shop=91)], "wait": False}
+    second = {"view": "visits", "rows": [visit(shop=92)]}
+    both = {"view": "visits", "rows": [visit(shop=93), visit(shop=94)]}
     push = PushArgs(callers="anyone", max_waiting_rows=1)
-    [answer] = await asked(plan_of(repo), [({}, body)], push=push)
-    assert answer.status_code == 503
-    assert answer.json()["error"]["code"] == "overloaded"
-    assert int(answer.headers["retry-after"]) >= 1
+    calls = [({}, body) for body in (first, second, both)]
+    accepted, full, never = await asked(plan_of(repo), calls, push=push)
+    assert accepted.status_code == 202
+    assert full.status_code == 503
+    assert full.json()["error"]["code"] == "overloaded"
+    assert int(full.headers["retry-after"]) >= 1
+    assert never.status_code == 413
+    assert "push fewer rows at a time" in never.json()["error"]["message"]
 
 
 def test_a_folder_of_scored_rows_becomes_features(repo, tmp_path):

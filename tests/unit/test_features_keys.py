@@ -54,3 +54,8 @@ def test_a_key_of_a_type_that_cannot_be_stored_is_refused():
 def test_views_of_the_same_entities_share_their_keys():
     groups = group_views([view("a"), view("b", ("l",)), view("c")])
     assert [[v.name for v in group] for group in groups] == [["a", "c"], ["b"]]
+
+
+def test_a_view_without_an_entity_is_refused_at_once():
+    with pytest.raises(ConfigError, match="view 'all' has no entity"):
+        KeyEncoder(ViewSpec("all", (), {"x": "float64"}, None, "at"))

@@ -29,20 +29,22 @@ def read_definitions(folder: Path) -> list[Any]:
     Collections of objects count too. The folder's parent need not be importable. Raises
     ConfigError for a file that fails, or when there is nothing.
     """
-    found: dict[int, Any] = {}
+    found: list[Any] = []
     files = sorted(folder.glob("*.py"))
     for file in files:
         module = _load(file)
         for value in vars(module).values():
             for item in _objects(value):
-                found.setdefault(id(item), item)
+                # One that another file imported is read twice.
+                if not any(item is known or _equal(item, known) for known in found):
+                    found.append(item)
     if not found:
         names = ", ".join(file.name for file in files) or "no Python file"
         raise ConfigError(
             f"no feature definitions in {folder} ({names}): define entities, feature views and "
             "feature services at the top of a module there"
         )
-    return list(found.values())
+    return found
 
 
 def apply(repo: FeatureRepo, definitions: Iterable[Any]) -> Applied:
@@ -65,6 +67,10 @@ def apply(repo: FeatureRepo, definitions: Iterable[Any]) -> Applied:
     )
 
 
+def _equal(item: Any, known: Any) -> bool:
+    return type(item) is type(known) and item.name == known.name and bool(item == known)
+
+
 def _load(file: Path) -> ModuleType:
     # Feast keeps a view on demand as source text and by value: its module needs no lasting name.
     name = f"_twinpath_features_{file.stem}"
@@ -73,11 +79,14 @@ def _load(file: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    # As for `feast apply`, files of a repository may import each other.
+    sys.path.insert(0, str(file.parent))
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ConfigError(f"{file}: {type(error).__name__}: {error}") from error
     finally:
+        sys.path.remove(str(file.parent))
         del sys.modules[name]
     return module
 

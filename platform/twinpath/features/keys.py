@@ -53,9 +53,14 @@ class Distinct:
 
 class KeyEncoder:
     """Serializes the keys of views that share their entities. ``suffix`` ends every key (Redis
-    appends the project's name). Raises ConfigError for a key type that Feast cannot store."""
+    appends the project's name). Raises ConfigError for a key type that Feast cannot store, and for
+    a view without keys."""
 
     def __init__(self, view: ViewSpec, suffix: bytes = b"") -> None:
+        if not view.entity_keys:
+            raise ConfigError(
+                f"view {view.name!r} has no entity: give it one, such as a constant key"
+            )
         pairs = sorted(zip(view.stored_keys or view.entity_keys, view.entity_keys, strict=True))
         self.columns = tuple(column for _, column in pairs)
         self._suffix = suffix

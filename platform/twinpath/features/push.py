@@ -14,7 +14,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
 
-from twinpath.errors import FeatureStoreError, OverloadedError
+from twinpath.errors import BodyTooLargeError, FeatureStoreError, OverloadedError
 from twinpath.features.pushed_rows import RowCheck
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.writing import CHUNK_ROWS, StoreRow, ViewWriter
@@ -83,7 +83,13 @@ class Pusher:
 
     def offer(self, view: str, rows: list[StoreRow]) -> "Future[int]":
         """Accept checked rows; the future tells how many were written, once they are. Raises
-        OverloadedError when too many rows wait already, FeatureStoreError when it is closed."""
+        OverloadedError when too many rows wait already, BodyTooLargeError for more than may ever
+        wait, FeatureStoreError when it is closed."""
+        if len(rows) > self._max_rows:
+            raise BodyTooLargeError(
+                f"{len(rows)} rows are more than the {self._max_rows} that may wait: push fewer "
+                "rows at a time"
+            )
         push = _Push(view, rows)
         with self._changed:
             if self._closing:

@@ -104,8 +104,8 @@ class FeastReader:
                 for row, (moment, values) in zip(rows, read, strict=True):
                     found = values or {}
                     row += [found[n].SerializeToString() if n in found else None for n in names]
-                    # A store may answer a row that is not there with empty values.
-                    row.append(moment if any(row[-len(names) :]) else None)
+                    # A store may answer a row that is not there without values; nulls are some.
+                    row.append(moment if found else None)
             answers.append(rows)  # type: ignore[arg-type]
         return answers
 
