@@ -3,6 +3,7 @@
 import asyncio
 import pickle
 import time
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -12,6 +13,8 @@ from pydantic import BaseModel
 from tests.features.shop import NOW
 from twinpath import FeatureLookup, Graph
 from twinpath.errors import ConfigError, FeatureStoreError, GraphError
+from twinpath.features.repo import FeatureRepo
+from twinpath.features.store import open_reader
 
 
 class Visit(BaseModel):
@@ -257,3 +260,10 @@ async def test_a_row_without_a_moment_is_captured_as_of_now(sqlite_repo):
     assert seen[0][0] == then.astype(np.int64)
     assert before_us <= seen[0][1] <= time.time_ns() // 1000
     await asyncio.to_thread(node.teardown)
+
+
+def test_a_pinned_version_is_refused_and_not_read_as_another(sqlite_repo):
+    repo = FeatureRepo(sqlite_repo)
+    [*views] = repo.service("visits_only").views
+    with pytest.raises(ConfigError, match="pins 'visits@v2'"):
+        open_reader(repo, [[replace(view, label="visits@v2") for view in views]], 1.0)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from twinpath.errors import ConfigError
 from twinpath.features.decode import NEVER, Raw
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.spec import ViewSpec
@@ -55,13 +56,19 @@ def group_views(views: Sequence[ViewSpec]) -> list[list[ViewSpec]]:
 def open_reader(
     repo: FeatureRepo, groups: Sequence[Sequence[ViewSpec]], timeout_s: float
 ) -> StoreReader:
-    """The quickest reader for the repository's online store that reads it rightly."""
+    """The quickest reader for the repository's online store that reads it rightly. Raises
+    ConfigError for a view of a pinned version."""
+    pinned = next((v.title for group in groups for v in group if "@" in v.title), None)
+    if pinned is not None:
+        raise ConfigError(
+            f"the service pins {pinned!r}: lookups read views as they are now; leave the version "
+            "out"
+        )
     config = repo.store.config
     kind = getattr(config.online_store, "type", "")
     plain = (
         config.entity_key_serialization_version == 3
         and not config.registry.enable_online_feature_view_versioning
-        and not any("@" in view.title for group in groups for view in group)
     )
     if plain and kind == "sqlite":
         from twinpath.features.sqlite import SqliteReader, database_path
