@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -83,6 +84,10 @@ def open_reader(
     return FeastReader(repo, groups)
 
 
+#: Reads by Feast that run at once.
+_FEAST_THREADS = 8
+
+
 class FeastReader:
     """Reads through Feast's ``OnlineStore.online_read``, in a thread: for every store that Feast
     knows. Its values take the same way into columns as those of the fast readers."""
@@ -91,10 +96,13 @@ class FeastReader:
 
     def __init__(self, repo: FeatureRepo, groups: Sequence[Sequence[ViewSpec]]) -> None:
         self._repo, self._groups = repo, groups
+        # Of its own: reads of a store that hangs must not hold up whatever else has threads.
+        self._threads = ThreadPoolExecutor(_FEAST_THREADS, "feast-read")
 
     async def read(self, wanted: Sequence[Wanted]) -> list[list[RawRow]]:
         """See `StoreReader`."""
-        return await asyncio.to_thread(self._read, wanted)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self._read, wanted)
 
     def _read(self, wanted: Sequence[Wanted]) -> list[list[RawRow]]:
         from feast.infra.key_encoding_utils import deserialize_entity_key
@@ -133,6 +141,7 @@ class FeastReader:
 
     async def close(self) -> None:
         """Feast closes its own connections."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
 
 
 def slices(views: Sequence[ViewSpec]) -> list[tuple[ViewSpec, int]]:
