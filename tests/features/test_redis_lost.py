@@ -1,7 +1,10 @@
 """Redis is killed and comes back under load: nobody hangs, and reads go on by themselves."""
 
 import asyncio
+import contextlib
+import signal
 import time
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -138,22 +141,25 @@ def test_answers_are_degraded_while_it_is_away_when_told_to(running, repo):
     assert {what for _, _, what in log} == {"ok", "degraded"}
 
 
-def test_a_server_that_stands_still_is_not_waited_for(running, repo):
-    import os
-    import signal
+@contextlib.contextmanager
+def standing_still(redis: Redis) -> Iterator[None]:
+    """A server that holds its connections and answers nothing."""
+    redis.process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        redis.process.send_signal(signal.SIGCONT)
 
+
+def test_a_server_that_stands_still_is_not_waited_for(running, repo):
     features = FeatureRepo(repo)
     online = OnlineFeatures(features, features.service("all"), timeout_s=TIMEOUT_S)
 
     async def story() -> None:
         await online.read(given(1), None)
-        os.kill(running.process.pid, signal.SIGSTOP)
-        try:
-            with pytest.raises(FeatureStoreError):
-                async with asyncio.timeout(HUNG_S):
-                    await online.read(given(1), None)
-        finally:
-            os.kill(running.process.pid, signal.SIGCONT)
+        with standing_still(running), pytest.raises(FeatureStoreError):
+            async with asyncio.timeout(HUNG_S):
+                await online.read(given(1), None)
         end_s = time.monotonic() + 60
         while time.monotonic() < end_s:
             try:
@@ -197,17 +203,13 @@ def test_one_short_deadline_harms_no_neighbour(running, repo):
 
 
 def test_a_store_that_hangs_is_left_alone_though_every_deadline_came_first(running, repo):
-    import os
-    import signal
-
     features = FeatureRepo(repo)
     online = OnlineFeatures(features, features.service("all"), timeout_s=TIMEOUT_S)
 
     async def story() -> None:
         await online.read(given(1), None)
-        os.kill(running.process.pid, signal.SIGSTOP)
         outcomes = []
-        try:
+        with standing_still(running):
             end_s = time.monotonic() + 60
             while FeatureStoreError not in outcomes:
                 assert time.monotonic() < end_s, outcomes
@@ -215,8 +217,6 @@ def test_a_store_that_hangs_is_left_alone_though_every_deadline_came_first(runni
                     await online.read(given(1), None, time.monotonic() + TIMEOUT_S / 5)
                 except (DeadlineError, FeatureStoreError) as error:
                     outcomes.append(type(error))
-        finally:
-            os.kill(running.process.pid, signal.SIGCONT)
         assert outcomes[0] is DeadlineError
         await online.close()
 

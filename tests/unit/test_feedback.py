@@ -12,7 +12,7 @@ from twinpath.errors import InputError
 from twinpath.graph.columns import NOTE, Outcome, joined, positions
 from twinpath.graph.stage import Executor
 from twinpath.online.dataplane import Ask
-from twinpath.online.rollouts.feedback import Feedback
+from twinpath.online.rollouts.feedback import BLOCKS, Feedback
 
 
 class Clock:
@@ -92,6 +92,15 @@ def test_rows_and_time_are_bounded_and_the_oldest_go_first():
     assert (store.rows, len(store)) == (4, 4)
     assert store.join(b"c", [1]) is None
     assert store.join(b"d", [1]) is not None
+
+
+def test_there_are_never_more_rows_than_that_however_they_are_packed():
+    store = Feedback(max_rows=3 * BLOCKS)
+    most = 0
+    for number in range(5 * BLOCKS):
+        store.remember(ask(str(number)), outcome([0.1], ["1"]))
+        most = max(most, store.rows)
+    assert 3 * BLOCKS - 3 <= most <= 3 * BLOCKS
 
 
 class Row(BaseModel):

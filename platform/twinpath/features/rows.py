@@ -102,9 +102,11 @@ class RowMaker:
             if marks.any():
                 values = values.copy()
                 default = self._defaults[name]
-                # A list is one value, not one for each row.
-                for row in np.flatnonzero(marks) if isinstance(default, list) else (marks,):
-                    values[row] = default
+                if isinstance(default, list):  # one value, not one for each row
+                    for row in np.flatnonzero(marks):
+                        values[row] = default
+                else:
+                    values[marks] = default
         return values
 
     def _errors(

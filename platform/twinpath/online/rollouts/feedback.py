@@ -42,8 +42,8 @@ class Join:
 class Feedback:
     """The scores of recent requests of one replica, by request id.
 
-    About ``max_rows`` rows, never more, and for ``max_age_s`` seconds; the oldest are forgotten
-    first, a block of them at a time.
+    At most ``max_rows`` rows, a block less where the oldest were just forgotten, and for
+    ``max_age_s`` seconds; they are forgotten a block at a time.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class Feedback:
             self._blocks.append(Kept(self._fresh))
             self._rows += self._fresh_rows
             self._fresh, self._fresh_rows = [], 0
+        # Those that are fresh until the next time count, too.
+        most = self._max_rows - (self._block_rows - 1)
         before_s = self._clock() - self._max_age_s
-        while self._blocks and (
-            self._rows > self._max_rows or self._blocks[0].times_s[-1] < before_s
-        ):
+        while self._blocks and (self._rows > most or self._blocks[0].times_s[-1] < before_s):
             self._rows -= self._blocks.popleft().rows
 
 

@@ -2,7 +2,7 @@
 
 Objects that are kept for each request would be spread over the heap, and what is made and freed
 for later requests with them: a server that keeps three small objects for each of the last 100,000
-requests answers a tenth fewer. So a few hundred requests become one block.
+requests answers a tenth fewer. So a hundred rows or so become one block.
 """
 
 from collections.abc import Iterator, Sequence
