@@ -36,7 +36,7 @@ ENTITIES = 3000
 FEATURES = [f"f{i}" for i in range(10)]
 #: Calls of one way in one turn, by number of entities.
 CALLS = {1: 1500, 32: 400, 256: 120}
-FEAST_CALLS = 60
+FEAST_CALLS = 200
 LIMIT = "limit"
 
 

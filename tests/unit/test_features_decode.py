@@ -4,10 +4,11 @@ import struct
 
 import numpy as np
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twinpath.features.decode import NEVER, column, timestamps
+from twinpath.features.decode import NEVER, column, columns_of, timestamps
 
 
 def varint(number: int) -> bytes:
@@ -88,6 +89,23 @@ def test_event_timestamps_are_read_at_once_or_one_by_one_with_the_same_result():
     ]  # fmt: skip
 
 
+@given(
+    st.lists(
+        st.none()
+        | st.tuples(
+            st.integers(-62_135_596_800, 253_402_300_799) | st.integers(1 << 28, 1 << 35),
+            st.integers(0, 999_999_999) | st.just(0),
+        ),
+        max_size=8,
+    )
+)
+def test_every_moment_is_read_as_protobuf_writes_it(moments):
+    raw = [None if m is None else Timestamp(seconds=m[0], nanos=m[1]) for m in moments]
+    expected = [NEVER if m is None else m[0] * 1_000_000 + m[1] // 1000 for m in moments]
+    stored = [None if m is None else m.SerializeToString() for m in raw]  # the epoch: no bytes
+    assert timestamps(stored).tolist() == expected
+
+
 def test_another_type_than_the_views_is_read_all_the_same():
     raw = [stored(2.5, "float64"), None, stored(3, "int64")]
     values, _ = column(raw, "float32")
@@ -95,3 +113,24 @@ def test_another_type_than_the_views_is_read_all_the_same():
     assert values[0] == 2.5
     assert np.isnan(values[1])
     assert values[2] == 3
+
+
+@given(data=st.data())
+def test_features_side_by_side_are_as_each_by_itself(data):
+    kinds = data.draw(st.lists(st.sampled_from(sorted(NUMBERS)), min_size=1, max_size=6))
+    cell = [st.one_of(NUMBERS[kind].map(lambda v, k=kind: stored(v, k)), NULLS) for kind in kinds]
+    rows = data.draw(st.lists(st.tuples(st.just(b"before"), *cell, st.just(b"after")), max_size=8))
+    found = columns_of(rows, 1, kinds)
+    for at, (kind, (values, nulls)) in enumerate(zip(kinds, found, strict=True), 1):
+        alone, alone_nulls = column([row[at] for row in rows], kind)
+        np.testing.assert_array_equal(values, alone)
+        np.testing.assert_array_equal(nulls, alone_nulls)
+        assert values.dtype == alone.dtype and values.flags.c_contiguous
+
+
+def test_a_float_of_another_type_among_floats_is_read_by_its_type():
+    rows = [(stored(1.5, "float64"), stored(2, "int64")), (stored(0.5, "float64"), None)]
+    (first, _), (second, _) = columns_of(rows, 0, ("float64", "float64"))
+    assert first.tolist() == [1.5, 0.5]
+    assert second[0] == 2.0
+    assert np.isnan(second[1])

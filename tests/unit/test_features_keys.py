@@ -25,6 +25,12 @@ def test_a_batch_has_each_key_once_and_every_row_knows_its_place():
     assert len(found.keys) == 2
 
 
+def test_a_batch_whose_rows_all_have_keys_of_their_own_needs_no_places():
+    found = KeyEncoder(view()).distinct({"k": texts("b", "a")})
+    assert found.place is None
+    assert (len(found.keys), found.rows) == (2, 2)
+
+
 def test_the_bytes_are_count_then_names_then_typed_values():
     (key,) = KeyEncoder(view(), b"project").distinct({"k": texts("ab")}).keys
     assert key == (

@@ -21,6 +21,7 @@ class Store:
     """A reader in memory that fails or waits when told to."""
 
     suffix = b""
+    ends_in_time = False
 
     def __init__(self) -> None:
         self.error: Exception | None = None

@@ -8,6 +8,7 @@ value that is not there all mean null. What is no plain scalar goes through Feas
 
 import struct
 from collections.abc import Callable, Sequence
+from itertools import chain, groupby
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,16 @@ _FLOATS = {
 }
 _VARINTS = {"int32": _INT32, "int64": _INT64, "bool": _BOOL, "datetime64[us]": _UNIX}
 
+#: A moment of our time: tag, five bytes of seconds (all but the last say that more follow), tag,
+#: one to five bytes of nanoseconds; without nanoseconds both are left out. Zeros fill it up.
+_MOMENT_BYTES = 16
+_MOMENT_MASK = np.uint64(int.from_bytes(b"\xff\x80\x80\x80\x80\x80\xef\0", "little"))
+_MOMENT_BITS = np.uint64(int.from_bytes(b"\x08\x80\x80\x80\x80\0\0\0", "little"))
+#: What each byte counts for: microseconds of the seconds, and nanoseconds.
+_MOMENT_PARTS = np.zeros((_MOMENT_BYTES, 2), dtype=np.int64)
+_MOMENT_PARTS[7:12, 1] = 1 << np.arange(0, 35, 7)
+_MOMENT_PARTS[1:6, 0] = _MOMENT_PARTS[7:12, 1] * 1_000_000
+
 
 def column(raw: Sequence[Raw], kind: str) -> tuple[NDArray[Any], Nulls]:
     """Values of one feature as an array of the column type ``kind``.
@@ -45,9 +56,9 @@ def column(raw: Sequence[Raw], kind: str) -> tuple[NDArray[Any], Nulls]:
     second result.
     """
     if kind in _FLOATS:
-        found = _floats(raw, kind)
+        found = _floats(raw, kind, 1)
         if found is not None:
-            return found, None
+            return found[0], None
     elif kind in _VARINTS:
         numbers = _varints(raw, _VARINTS[kind])
         if numbers is not None:
@@ -57,17 +68,43 @@ def column(raw: Sequence[Raw], kind: str) -> tuple[NDArray[Any], Nulls]:
     return _slowly(raw, kind)
 
 
-def _floats(raw: Sequence[Raw], kind: str) -> NDArray[Any] | None:
+def columns_of(
+    rows: Sequence[Sequence[Raw]], start: int, kinds: Sequence[str]
+) -> list[tuple[NDArray[Any], Nulls]]:
+    """The features that stand in each row from ``start`` on, each as by :func:`column`. Floats
+    side by side are decoded together."""
+    found: list[tuple[NDArray[Any], Nulls]] = []
+    for kind, run in groupby(kinds):
+        end = start + len(list(run))
+        block = None
+        if kind in _FLOATS and end - start > 1:
+            cells = list(chain.from_iterable([row[start:end] for row in rows]))
+            block = _floats(cells, kind, end - start)
+        if block is not None:
+            found += [(values, None) for values in block]
+        else:
+            found += [column([row[at] for row in rows], kind) for at in range(start, end)]
+        start = end
+    return found
+
+
+def _floats(raw: Sequence[Raw], kind: str, width: int) -> NDArray[Any] | None:
+    """Values that stand row by row, ``width`` in each, as an array (width, rows). None when
+    another type is among them."""
     nan, layout, tag = _FLOATS[kind]
-    joined = b"".join([value or nan for value in raw])
-    if len(joined) != layout.itemsize * len(raw):
+    size = layout.itemsize * len(raw)
+    if all(raw):
+        joined = b"".join(raw)  # type: ignore[arg-type]  # no None is among them
+    else:
+        joined = b"".join([value or nan for value in raw])
+    if len(joined) != size:
         joined = b"".join([nan if not value or value == _NULL else value for value in raw])
-        if len(joined) != layout.itemsize * len(raw):
+        if len(joined) != size:
             return None
     cells = np.frombuffer(joined, dtype=layout)
-    if not (cells["tag"] == tag).all():
+    if np.count_nonzero(cells["tag"] == tag) != len(raw):
         return None
-    return np.ascontiguousarray(cells["value"])
+    return np.ascontiguousarray(cells["value"].reshape(-1, width).T)
 
 
 def _varints(raw: Sequence[Raw], tag: int) -> tuple[NDArray[np.int64], Nulls] | None:
@@ -184,23 +221,22 @@ _PLAIN: dict[int, Callable[[bytes], Any]] = {
 
 def timestamps(raw: Sequence[Raw]) -> NDArray[np.int64]:
     """Serialized ``google.protobuf.Timestamp`` messages as µs since 1970, NEVER for null."""
-    if not raw:
-        return np.empty(0, dtype=np.int64)
-    length = len(raw[0] or b"")
-    # Whole seconds of our time take one tag and five bytes, and nanoseconds are left out.
-    if length == 6 and all(raw):
-        joined = b"".join(raw)  # type: ignore[arg-type]  # no None is left
-        if len(joined) == 6 * len(raw):
-            cells = np.frombuffer(joined, dtype=np.uint8).reshape(-1, 6)
-            if (cells[:, 0] == 0x08).all() and (cells[:, 5] < 0x80).all():
-                places = np.arange(0, 35, 7, dtype=np.int64)
-                seconds = ((cells[:, 1:].astype(np.int64) & 0x7F) << places).sum(axis=1)
-                return np.asarray(seconds * 1_000_000, dtype=np.int64)
-    return np.array([_timestamp(value) for value in raw], dtype=np.int64)
+    joined = b"".join([(value or b"").ljust(_MOMENT_BYTES, b"\0") for value in raw])
+    if len(joined) != _MOMENT_BYTES * len(raw):
+        return np.array([_timestamp(value) for value in raw], dtype=np.int64)
+    heads = np.frombuffer(joined, dtype="<u8")[::2]
+    known = (heads & _MOMENT_MASK) == _MOMENT_BITS
+    cells = np.frombuffer(joined, dtype=np.uint8).reshape(-1, _MOMENT_BYTES)
+    whole_us, nanos = ((cells & 0x7F) @ _MOMENT_PARTS).T
+    moments = whole_us + nanos // 1000
+    if np.count_nonzero(known) != len(raw):
+        for row in np.flatnonzero(~known).tolist():
+            moments[row] = _timestamp(raw[row])
+    return np.asarray(moments, dtype=np.int64)
 
 
 def _timestamp(value: Raw) -> int:
-    if not value:
+    if value is None:
         return int(NEVER)
     from google.protobuf.timestamp_pb2 import Timestamp
 

@@ -45,10 +45,12 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
 
 @dataclass(frozen=True, slots=True)
 class Distinct:
-    """The distinct keys of a batch, and for each row which of them it has (-1: a null key)."""
+    """The distinct keys of a batch, and for each row which of them it has (-1: a null key);
+    ``place`` is None where each row has a key of its own, in their order."""
 
     keys: tuple[bytes, ...]
-    place: NDArray[np.int64]
+    place: NDArray[np.int64] | None
+    rows: int
 
 
 class KeyEncoder:
@@ -84,19 +86,25 @@ class KeyEncoder:
             -1 if any(map(_is_null, row)) else places.setdefault(row, len(places))
             for row in zip(*values, strict=True)
         ]
-        keys = tuple(self._encode(row) for row in places)
-        return Distinct(keys, np.array(place, dtype=np.int64))
+        return _distinct(tuple(self._encode(row) for row in places), place)
 
     def _single(self, values: Sequence[Any]) -> Distinct:
         places: dict[Any, int] = {}
-        place = [-1 if _is_null(v) else places.setdefault(v, len(places)) for v in values]
+        place = [
+            -1 if v is None or v != v else places.setdefault(v, len(places)) for v in values
+        ]
         encode, prefix, suffix = self._encoders[0], self._prefix, self._suffix
         keys = tuple([prefix + encode(value) + suffix for value in places])
-        return Distinct(keys, np.array(place, dtype=np.int64))
+        return _distinct(keys, place)
 
     def _encode(self, row: Sequence[Any]) -> bytes:
         parts = [encode(value) for encode, value in zip(self._encoders, row, strict=True)]
         return self._prefix + b"".join(parts) + self._suffix
+
+
+def _distinct(keys: tuple[bytes, ...], place: Sequence[int]) -> Distinct:
+    rows = len(place)
+    return Distinct(keys, None if len(keys) == rows else np.array(place, dtype=np.int64), rows)
 
 
 def _is_null(value: Any) -> bool:

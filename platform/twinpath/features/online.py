@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from twinpath.errors import DeadlineError, FeatureStoreError, MissingExtraError
-from twinpath.features.decode import NEVER, Nulls, column
+from twinpath.features.decode import NEVER, Nulls, columns_of
 from twinpath.features.keys import Distinct, KeyEncoder
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.spec import ServiceSpec, ViewSpec
@@ -112,7 +112,7 @@ class OnlineFeatures:
         """
         distinct = [encoder.distinct(columns) for encoder in self._encoders]
         raw = await self._rows(distinct, deadline_s)
-        n = len(distinct[0].place) if distinct else 0
+        n = distinct[0].rows if distinct else 0
         now_us = time.time_ns() // 1000
         moments = np.full(n, now_us)
         if moment_us is not None:
@@ -120,9 +120,8 @@ class OnlineFeatures:
         self._refresh()
         found: dict[str, ViewRows] = {}
         for group, rows in enumerate(raw):
-            cells: list[Sequence[Any]] = list(zip(*rows, strict=True))
             for view, start in self._slices[group]:
-                found[view.title] = self._view(view, cells, start, distinct[group].place, moments)
+                found[view.title] = self._view(view, rows, start, distinct[group].place, moments)
         self.statistics.reads += 1
         self.statistics.rows += n
         self._record_ages(list(found.values()), moments)
@@ -199,6 +198,8 @@ class OnlineFeatures:
         limit_s = self._timeout_s
         try:
             with self.breaker.calling():
+                if self._reader.ends_in_time:
+                    return await self._reader.read(wanted)
                 async with asyncio.timeout(limit_s):
                     return await self._reader.read(wanted)
         except self._open_error:
@@ -218,35 +219,46 @@ class OnlineFeatures:
     def _view(
         self,
         view: ViewSpec,
-        cells: Sequence[Sequence[Any]],
+        rows: Sequence[RawRow],
         start: int,
-        place: NDArray[np.int64],
+        place: NDArray[np.int64] | None,
         moments: NDArray[np.int64],
     ) -> ViewRows:
         """One view's values for all rows of the batch, decoded for distinct keys."""
-        n = len(place)
-        if not cells:
+        n = len(moments)
+        if not rows:
             return ViewRows(view, {}, np.zeros(n, dtype=bool), np.full(n, NEVER))
-        event_us = self._reader.moments(cells[start + len(view.features)])[place]
-        found = (place >= 0) & (event_us != NEVER)
+        at = start + len(view.features)
+        event_us = self._reader.moments([row[at] for row in rows])
+        found = event_us != NEVER
+        if place is not None:
+            event_us = event_us[place]
+            found = found[place] & (place >= 0)
         if view.ttl_s is not None:
             late = found & (moments - event_us > view.ttl_s * 1_000_000)
-            self.statistics.expired += int(late.sum())
+            self.statistics.expired += int(np.count_nonzero(late))
             found &= ~late
         values: Columns = {}
         nulls: dict[str, Nulls] = {}
-        for offset, (name, kind) in enumerate(view.features.items()):
-            decoded, marks = column(cells[start + offset], kind)
-            values[name] = decoded[place]
-            nulls[name] = None if marks is None else marks[place]
+        decoded = columns_of(rows, start, tuple(view.features.values()))
+        for name, (column, marks) in zip(view.features, decoded, strict=True):
+            if place is not None:
+                column, marks = column[place], None if marks is None else marks[place]
+            values[name], nulls[name] = column, marks
         return ViewRows(view, values, found, event_us, nulls)
 
     def _record_ages(self, views: Sequence[ViewRows], moments: NDArray[np.int64]) -> None:
         statistics = self.statistics
-        ages = [(moments - rows.event_us)[rows.found] for rows in views]
-        missing = sum(len(rows.found) for rows in views) - sum(map(len, ages))
-        statistics.missing += missing
-        joined = np.concatenate(ages) if ages else np.empty(0)
-        if len(joined):
-            statistics.age_mean_s = max(0.0, float(joined.mean()) / 1e6)
-            statistics.age_max_s = max(0.0, float(joined.max()) / 1e6)
+        count = total_us = largest_us = 0
+        for rows in views:
+            ages = moments - rows.event_us
+            if not rows.found.all():
+                ages = ages[rows.found]
+                statistics.missing += len(rows.found) - len(ages)
+            if len(ages):
+                largest_us = max(largest_us, int(ages.max()))
+                count += len(ages)
+                total_us += int(ages.sum())
+        if count:
+            statistics.age_mean_s = max(0.0, total_us / count / 1e6)
+            statistics.age_max_s = max(0.0, largest_us / 1e6)

@@ -11,8 +11,9 @@ import asyncio
 import json
 import ssl
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -76,6 +77,8 @@ class RedisReader:
     """See `StoreReader`. A connection that fails, or is late by ``timeout_s``, is given up with
     all reads on it, and the next read makes a new one."""
 
+    ends_in_time = True
+
     def __init__(
         self,
         address: Address,
@@ -95,7 +98,7 @@ class RedisReader:
         self._loop: asyncio.AbstractEventLoop | None = None
         #: For each group the fields of its hash, and what surrounds the key in its HMGET.
         self.fields: list[list[bytes]] = []
-        self._commands: list[tuple[bytes, bytes]] = []
+        self._commands: list[tuple[Callable[[int], bytes], bytes]] = []
         for views in groups:
             fields: list[bytes] = []
             for view in views:
@@ -105,7 +108,7 @@ class RedisReader:
                 ]
                 fields.append(b"_ts:" + view.name.encode())
             self.fields.append(fields)
-            head = b"*%d\r\n$5\r\nHMGET\r\n" % (len(fields) + 2)
+            head = _heads(len(fields) + 2)
             tail = b"".join(b"$%d\r\n%b\r\n" % (len(name), name) for name in fields)
             self._commands.append((head, b"\r\n" + tail))
 
@@ -115,7 +118,7 @@ class RedisReader:
         for want in wanted:
             head, tail = self._commands[want.group]
             for key in want.keys:
-                parts += (head, b"$%d\r\n" % len(key), key, tail)
+                parts += (head(len(key)), key, tail)
         connection = self._connection
         if connection is None or connection.lost or self._loop is not asyncio.get_running_loop():
             connection = await self._connect()
@@ -142,12 +145,22 @@ class RedisReader:
         if self._loop is not loop:
             self._loop, self._connecting = loop, asyncio.Lock()
         assert self._connecting is not None
-        async with self._connecting:
+        async with asyncio.timeout(self._timeout_s), self._connecting:
             connection = self._connection
             if connection is None or connection.lost or connection.loop is not loop:
                 connection = await open_connection(self._address, self._timeout_s)
                 self._connection = connection
             return connection
+
+
+def _heads(words: int) -> Callable[[int], bytes]:
+    """What begins an HMGET of so many words, by the length of its key."""
+
+    @lru_cache(maxsize=256)
+    def head(length: int) -> bytes:
+        return b"*%d\r\n$5\r\nHMGET\r\n$%d\r\n" % (words, length)
+
+    return head
 
 
 class _Asked(NamedTuple):

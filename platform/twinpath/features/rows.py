@@ -3,6 +3,7 @@ computed, columns get their names. Online and offline share this code, so that b
 """
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -66,9 +67,11 @@ class RowMaker:
         missing = np.zeros(n, dtype=bool)
         cells: dict[tuple[str, str], tuple[NDArray[Any], Nulls]] = {}
         for rows in views:
-            missing |= ~rows.found
+            absent = None if rows.found.all() else ~rows.found
+            if absent is not None:
+                missing |= absent
             for name, kind in rows.view.features.items():
-                cells[rows.view.title, name] = _present(rows, name, kind, n)
+                cells[rows.view.title, name] = _present(rows, name, kind, n, absent)
         for view in self.spec.on_demand:
             cells |= _compute(view, cells, given, n)
         columns: Columns = {}
@@ -159,7 +162,9 @@ def _null_rows(values: NDArray[Any]) -> NDArray[np.bool_]:
     return np.zeros(len(values), dtype=bool)
 
 
-def _present(rows: ViewRows, name: str, kind: str, n: int) -> tuple[NDArray[Any], Nulls]:
+def _present(
+    rows: ViewRows, name: str, kind: str, n: int, absent: NDArray[np.bool_] | None
+) -> tuple[NDArray[Any], Nulls]:
     """One feature, null where no row was found."""
     values = rows.values.get(name)
     if values is None:
@@ -167,9 +172,8 @@ def _present(rows: ViewRows, name: str, kind: str, n: int) -> tuple[NDArray[Any]
         return values, (np.ones(n, dtype=bool) if kind in _WITHOUT_NULL else None)
     nulls = rows.nulls.get(name)
     values, nulls = _typed(values, nulls, kind)
-    if rows.found.all():
+    if absent is None:
         return values, nulls
-    absent = ~rows.found
     values = values.copy()
     values[absent] = ColumnType.parse(kind).filled(1)[0]
     if kind in _WITHOUT_NULL:
@@ -177,9 +181,14 @@ def _present(rows: ViewRows, name: str, kind: str, n: int) -> tuple[NDArray[Any]
     return values, nulls
 
 
+@cache
+def _dtype(kind: str) -> np.dtype[Any]:
+    return ColumnType.parse(kind).numpy_dtype
+
+
 def _typed(values: NDArray[Any], nulls: Nulls, kind: str) -> tuple[NDArray[Any], Nulls]:
     """Values as the column type; a join may give integers with nulls as floats or objects."""
-    wanted = ColumnType.parse(kind).numpy_dtype
+    wanted = _dtype(kind)
     if values.dtype == wanted:
         return values, nulls
     if values.dtype == object:

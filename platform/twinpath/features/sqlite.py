@@ -37,6 +37,7 @@ class SqliteReader:
     """See `StoreReader`. A database that stays locked for ``timeout_s`` is an error."""
 
     suffix = b""
+    ends_in_time = False
 
     def __init__(
         self, path: Path, project: str, groups: Sequence[Sequence[ViewSpec]], timeout_s: float

@@ -32,6 +32,8 @@ class StoreReader(Protocol):
 
     #: Bytes that end every key of this store.
     suffix: bytes
+    #: Whether reads end by themselves within the time limit, so that nobody needs to watch.
+    ends_in_time: bool
 
     async def read(self, wanted: Sequence[Wanted]) -> list[list[RawRow]]:
         """For each group one row for each of its keys, in order. Raises OSError (a timeout or a
@@ -93,6 +95,7 @@ class FeastReader:
     knows. Its values take the same way into columns as those of the fast readers."""
 
     suffix = b""
+    ends_in_time = False
 
     def __init__(self, repo: FeatureRepo, groups: Sequence[Sequence[ViewSpec]]) -> None:
         self._repo, self._groups = repo, groups
