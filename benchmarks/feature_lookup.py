@@ -1,13 +1,12 @@
 """Ten features of one view by FeatureLookup, against Feast's client and a raw pipelined read.
 
 A redis-server of its own and a SQLite file hold the same entities. Ways are called in turns, in one
-process, on the event loop that replicas run on. At the end Redis is killed under load, and the time
+process, on the event loop and with the garbage collection that replicas run with. At the end Redis is killed under load, and the time
 from its return to the first answer is taken.
 """
 
 import asyncio
 import contextlib
-import gc
 import io
 import shutil
 import socket
@@ -31,12 +30,13 @@ from twinpath.errors import FeatureStoreError
 from twinpath.features.keys import KeyEncoder
 from twinpath.features.redis import RedisReader
 from twinpath.features.repo import FeatureRepo
+from twinpath.online.replicas import settle
 
 ENTITIES = 3000
 FEATURES = [f"f{i}" for i in range(10)]
 #: Calls of one way in one turn, by number of entities.
-CALLS = {1: 1500, 32: 400, 256: 120}
-FEAST_CALLS = 200
+CALLS = {1: 1500, 32: 1000, 256: 200}
+FEAST_CALLS = 300
 LIMIT = "limit"
 
 
@@ -110,8 +110,7 @@ async def _measure(
     ]
     chance = np.random.default_rng(0)
     seen: dict[tuple[str, int], list[list[float]]] = {}
-    gc.collect()
-    gc.freeze()
+    settle()
     for number in range(rounds + 1):
         for way, entities, calls, read in ways if number % 2 == 0 else reversed(ways):
             with console.status(f"round {number} of {rounds}: {way}, {entities} entities"):

@@ -5,7 +5,7 @@ length as little-endian 32-bit numbers (Feast: ``infra/key_encoding_utils.py``).
 """
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,26 +20,21 @@ _pair = struct.Struct("<II").pack
 _INT32, _INT64 = struct.Struct("<IIi").pack, struct.Struct("<IIq").pack
 
 
-def _text(value: str) -> bytes:
-    encoded = value.encode()
-    return _pair(2, len(encoded)) + encoded
+def _texts(values: Iterable[str]) -> list[bytes]:
+    return [_pair(2, len(encoded)) + encoded for encoded in map(str.encode, values)]
 
 
-def _bytes(value: bytes) -> bytes:
-    return _pair(1, len(value)) + value
+def _unix(value: Any) -> int:
+    return int(np.datetime64(value, "us").astype("datetime64[s]").astype(np.int64))
 
 
-def _unix(value: Any) -> bytes:
-    seconds = np.datetime64(value, "us").astype("datetime64[s]").astype(np.int64)
-    return _INT64(8, 8, int(seconds))
-
-
-_ENCODERS: dict[str, Callable[[Any], bytes]] = {
-    "str": _text,
-    "int32": lambda value: _INT32(3, 4, value),
-    "int64": lambda value: _INT64(4, 8, value),
-    "any": _bytes,
-    "datetime64[us]": _unix,
+#: By type of column: its values, each with its type and length.
+_ENCODERS: dict[str, Callable[[Iterable[Any]], list[bytes]]] = {
+    "str": _texts,
+    "int32": lambda values: [_INT32(3, 4, value) for value in values],
+    "int64": lambda values: [_INT64(4, 8, value) for value in values],
+    "any": lambda values: [_pair(1, len(value)) + value for value in values],
+    "datetime64[us]": lambda values: [_INT64(8, 8, _unix(value)) for value in values],
 }
 
 
@@ -66,7 +61,7 @@ class KeyEncoder:
         pairs = sorted(zip(view.stored_keys or view.entity_keys, view.entity_keys, strict=True))
         self.columns = tuple(column for _, column in pairs)
         self._suffix = suffix
-        self._prefix = struct.pack("<I", len(pairs)) + b"".join(_text(name) for name, _ in pairs)
+        self._prefix = struct.pack("<I", len(pairs)) + b"".join(_texts(name for name, _ in pairs))
         kinds = [view.key_types.get(column, "str") for column in self.columns]
         for column, kind in zip(self.columns, kinds, strict=True):
             if kind not in _ENCODERS:
@@ -86,20 +81,22 @@ class KeyEncoder:
             -1 if any(map(_is_null, row)) else places.setdefault(row, len(places))
             for row in zip(*values, strict=True)
         ]
-        return _distinct(tuple(self._encode(row) for row in places), place)
+        parts = [
+            encode(column)
+            for encode, column in zip(self._encoders, zip(*places, strict=True), strict=False)
+        ]
+        return _distinct(self._keys(map(b"".join, zip(*parts, strict=True))), place)
 
     def _single(self, values: Sequence[Any]) -> Distinct:
         places: dict[Any, int] = {}
         place = [
             -1 if v is None or v != v else places.setdefault(v, len(places)) for v in values
         ]
-        encode, prefix, suffix = self._encoders[0], self._prefix, self._suffix
-        keys = tuple([prefix + encode(value) + suffix for value in places])
-        return _distinct(keys, place)
+        return _distinct(self._keys(self._encoders[0](places)), place)
 
-    def _encode(self, row: Sequence[Any]) -> bytes:
-        parts = [encode(value) for encode, value in zip(self._encoders, row, strict=True)]
-        return self._prefix + b"".join(parts) + self._suffix
+    def _keys(self, encoded: Iterable[bytes]) -> tuple[bytes, ...]:
+        prefix, suffix = self._prefix, self._suffix
+        return tuple([prefix + part + suffix for part in encoded])
 
 
 def _distinct(keys: tuple[bytes, ...], place: Sequence[int]) -> Distinct:

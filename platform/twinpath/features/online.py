@@ -114,17 +114,20 @@ class OnlineFeatures:
         raw = await self._rows(distinct, deadline_s)
         n = distinct[0].rows if distinct else 0
         now_us = time.time_ns() // 1000
-        moments = np.full(n, now_us)
+        moments: NDArray[np.int64] | int = now_us
         if moment_us is not None:
             moments = np.where(moment_us == NEVER, now_us, np.minimum(moment_us, now_us))
         self._refresh()
         found: dict[str, ViewRows] = {}
+        ages_us: list[NDArray[np.int64]] = []
         for group, rows in enumerate(raw):
             for view, start in self._slices[group]:
-                found[view.title] = self._view(view, rows, start, distinct[group].place, moments)
+                made = self._view(view, rows, start, distinct[group])
+                found[view.title] = made
+                ages_us.append(self._held(made, moments))
         self.statistics.reads += 1
         self.statistics.rows += n
-        self._record_ages(list(found.values()), moments)
+        self._record_ages(ages_us)
         return [found[view.title] for views in self._groups for view in views]
 
     async def close(self) -> None:
@@ -221,11 +224,10 @@ class OnlineFeatures:
         view: ViewSpec,
         rows: Sequence[RawRow],
         start: int,
-        place: NDArray[np.int64] | None,
-        moments: NDArray[np.int64],
+        distinct: Distinct,
     ) -> ViewRows:
         """One view's values for all rows of the batch, decoded for distinct keys."""
-        n = len(moments)
+        n, place = distinct.rows, distinct.place
         if not rows:
             return ViewRows(view, {}, np.zeros(n, dtype=bool), np.full(n, NEVER))
         at = start + len(view.features)
@@ -234,10 +236,6 @@ class OnlineFeatures:
         if place is not None:
             event_us = event_us[place]
             found = found[place] & (place >= 0)
-        if view.ttl_s is not None:
-            late = found & (moments - event_us > view.ttl_s * 1_000_000)
-            self.statistics.expired += int(np.count_nonzero(late))
-            found &= ~late
         values: Columns = {}
         nulls: dict[str, Nulls] = {}
         decoded = columns_of(rows, start, tuple(view.features.values()))
@@ -247,18 +245,22 @@ class OnlineFeatures:
             values[name], nulls[name] = column, marks
         return ViewRows(view, values, found, event_us, nulls)
 
-    def _record_ages(self, views: Sequence[ViewRows], moments: NDArray[np.int64]) -> None:
-        statistics = self.statistics
-        count = total_us = largest_us = 0
-        for rows in views:
-            ages = moments - rows.event_us
-            if not rows.found.all():
-                ages = ages[rows.found]
-                statistics.missing += len(rows.found) - len(ages)
-            if len(ages):
-                largest_us = max(largest_us, int(ages.max()))
-                count += len(ages)
-                total_us += int(ages.sum())
+    def _held(self, rows: ViewRows, moments: NDArray[np.int64] | int) -> NDArray[np.int64]:
+        """The ages (µs) of the rows that hold at these moments; the others are found no more."""
+        statistics, ttl_s = self.statistics, rows.view.ttl_s
+        ages = moments - rows.event_us
+        if ttl_s is not None:
+            held = rows.found & (ages <= ttl_s * 1_000_000)
+            statistics.expired += int(np.count_nonzero(rows.found) - np.count_nonzero(held))
+            rows.found = held
+        count = int(np.count_nonzero(rows.found))
+        statistics.missing += len(ages) - count
+        return ages if count == len(ages) else ages[rows.found]
+
+    def _record_ages(self, ages_us: Sequence[NDArray[np.int64]]) -> None:
+        count = sum(map(len, ages_us))
         if count:
-            statistics.age_mean_s = max(0.0, total_us / count / 1e6)
-            statistics.age_max_s = max(0.0, largest_us / 1e6)
+            largest_us = max(int(ages.max()) for ages in ages_us if len(ages))
+            mean_us = sum(int(ages.sum()) for ages in ages_us) / count
+            self.statistics.age_mean_s = max(0.0, mean_us / 1e6)
+            self.statistics.age_max_s = max(0.0, largest_us / 1e6)

@@ -90,7 +90,7 @@ class Ingress(GrpcMethods):
             max_queue_rows=args.max_queue_rows,
         )
         self._recorders = capture(self._executor.nodes, given.features.capture, plan.graph_name)
-        _settle()
+        settle()
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
@@ -253,7 +253,7 @@ class PlacedNode:
         if controller is not None and reports(self._runner.node):
             self._reporter = Reporter(nodes, teller(controller), _replica(), interval_s)
             self._reporter.start()
-        _settle()
+        settle()
 
     async def __call__(self, columns: Columns) -> Outcome:
         """n rows of the columns that the node reads → its own columns that anything reads."""
@@ -327,7 +327,7 @@ async def _refuse_public(gateway: GatewayArgs) -> None:
     refuse_public(options.host, gateway)
 
 
-def _settle() -> None:
+def settle() -> None:
     """Leave what is loaded by now out of garbage collection, and look for cycles less often: a
     full pass over the objects of Ray, numpy and a model stops a replica for tens of milliseconds,
     and frees nothing. Requests make no cycles; reference counts free them."""
