@@ -22,6 +22,7 @@ class Redis:
     """A redis-server of our own that can be killed and started again on the same port."""
 
     folder: Path
+    options: tuple[str, ...] = ()
     port: int = 0
     process: subprocess.Popen | None = None
     address: str = field(init=False, default="")
@@ -37,7 +38,7 @@ class Redis:
         log = (self.folder / "redis.log").open("ab")
         self.process = subprocess.Popen(
             [command, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self.folder),
-             "--appendonly", "yes", "--appendfsync", "always", "--save", ""],
+             "--appendonly", "yes", "--appendfsync", "always", "--save", "", *self.options],
             stdout=log, stderr=log,
         )  # fmt: skip
         end_s = time.monotonic() + 60

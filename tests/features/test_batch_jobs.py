@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 from pydantic import BaseModel
 
-from tests.features.shop import NOW
+from tests.features.conftest import Redis
+from tests.features.shop import NOW, make_repo
 from tests.features.test_history import asked, read, repository
 from twinpath import FeatureLookup, FeatureSink, Graph, Node
 from twinpath.errors import BatchJobError, ConfigError
@@ -189,6 +190,45 @@ def test_served_graphs_read_what_was_pushed_and_their_captures_have_no_skew(tmp_
         assert result.exit_code == 0, (result.output, result.exception)
         assert json.loads(result.stdout)["rows"] == 1
     assert repo.given == tmp_path / "shop"
+
+
+def test_a_served_answer_says_that_its_features_are_degraded_wherever_they_were_looked_up(
+    tmp_path,
+):
+    import httpx
+    from ray import serve
+
+    from twinpath.online.session import free_ports
+
+    redis = Redis(tmp_path)
+    redis.start()
+    store = f'{{type: redis, connection_string: "{redis.address}"}}'
+    folder = str(make_repo(tmp_path / "shop", store))
+    node = FeatureLookup("visits_only", folder, on_failure="degrade", defaults={"spent": -1.0})
+    [port] = free_ports(1)
+    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    question = {"user_id": "user-1", "shop": 0, "asked_at": NOW.isoformat()}
+    try:
+        for name, made in (("near", node), ("far", node.on(num_cpus=0.1))):
+            graph = Graph(name, input=Question, output=Spent)
+            with graph as rows:
+                graph.output(made(rows))
+            serve.run(graph.app(), name=name, route_prefix=f"/{name}")
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+
+            def answers():
+                for name in ("near", "far"):
+                    yield client.post(f"/{name}/predict", json={"rows": [question]})
+
+            assert all("x-features" not in answer.headers for answer in answers())
+            redis.kill()
+            for answer in answers():
+                assert answer.status_code == 200, answer.text
+                assert answer.headers["x-features"] == "degraded"
+                assert answer.json()["rows"][0]["spent"] == -1.0
+    finally:
+        serve.shutdown()
+        redis.kill()
 
 
 class Spent(BaseModel):
