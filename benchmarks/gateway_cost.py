@@ -1,7 +1,8 @@
 """One graph served twice by one Serve: with a gateway, and without.
 
 The gateway asks for an API key, counts a rate limit and writes a line of JSON for each request. The
-two are loaded in turns, so that the machine's drift cancels.
+two are loaded in turns, so that the machine's drift cancels, and each has several replicas that are
+loaded one by one: processes that run the same code differ by 3 %, from where their memory lies.
 """
 
 from pathlib import Path
@@ -23,6 +24,9 @@ from twinpath.online.session import ServeSession
 MODEL = "tabular"
 CONNECTIONS = (1, 32)
 SECONDS = 2
+#: Replicas of each way.
+COPIES = 3
+WAYS = ("guarded", "open")
 
 
 def run(rounds: int, console: Console) -> list[Row]:
@@ -33,8 +37,9 @@ def run(rounds: int, console: Console) -> list[Row]:
     assert form is not None
     given = asked(WORKLOADS[MODEL], form)
     seen: dict[str, dict[int, list[Load]]] = {
-        way: {connections: [] for connections in CONNECTIONS} for way in ("guarded", "open")
+        way: {connections: [] for connections in CONNECTIONS} for way in WAYS
     }
+    apps = [f"{way}-{copy}" for copy in range(COPIES) for way in WAYS]
     variables = {models.FOLDER_VARIABLE: str(trained), "OMP_NUM_THREADS": "1"}
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT], env=variables) as session:
         key, record = new_key("bench")
@@ -42,36 +47,36 @@ def run(rounds: int, console: Console) -> list[Row]:
         gateway = gateway_of(session.folder)
         applications = [
             {
-                "name": way,
-                "route_prefix": f"/{way}",
+                "name": app,
+                "route_prefix": f"/{app}",
                 "import_path": f"benchmarks.online.graphs:{MODEL}",
-                "args": {"gateway": gateway} if way == "guarded" else {},
+                "args": {"gateway": gateway} if app.startswith("guarded") else {},
             }
-            for way in seen
+            for app in apps
         ]
         config = session.folder / "app.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         session.deploy(config)
         headers = dict(given.headers) | {"x-api-key": key}
-        for way in seen:
-            session.wait_until_ready(f"/{way}/readyz")
-            load(_url(session, way), given.bodies, 8, 2, headers)
+        for app in apps:
+            session.wait_until_ready(f"/{app}/readyz")
+            load(_url(session, app), given.bodies, 8, 2, headers)
         for number in range(rounds):
-            for way in seen if number % 2 == 0 else reversed(seen):
+            for app in apps if number % 2 == 0 else reversed(apps):
                 for connections in CONNECTIONS:
-                    with console.status(f"round {number + 1} of {rounds}: {way}"):
+                    with console.status(f"round {number + 1} of {rounds}: {app}"):
                         result = load(
-                            _url(session, way), given.bodies, connections, SECONDS, headers
+                            _url(session, app), given.bodies, connections, SECONDS, headers
                         )
                     if result.bad:
-                        raise SystemExit(f"{result.bad} requests failed, {way}")
-                    seen[way][connections].append(result)
+                        raise SystemExit(f"{result.bad} requests failed, {app}")
+                    seen[app.partition("-")[0]][connections].append(result)
     rows = []
     for connections in CONNECTIONS:
         at = f"{connections} connection{'s' if connections > 1 else ''}"
         for figure, unit, target in (("per_s", "req/s", ">= 0.9"), ("p50_ms", "ms (p50)", None)):
             ours, plain = (
-                median(getattr(one, figure) for one in seen[way][connections]) for way in seen
+                median(getattr(one, figure) for one in seen[way][connections]) for way in WAYS
             )
             last = connections == CONNECTIONS[-1]
             rows.append(Row(at, unit, ours, plain, "without a gateway", target if last else None))
@@ -87,5 +92,5 @@ def gateway_of(folder: Path) -> dict[str, Any]:
     }
 
 
-def _url(session: ServeSession, way: str) -> str:
-    return f"{session.url}/{way}/v2/models/{MODEL}/infer"
+def _url(session: ServeSession, app: str) -> str:
+    return f"{session.url}/{app}/v2/models/{MODEL}/infer"

@@ -529,7 +529,7 @@ async def test_browsers_of_allowed_origins_may_ask():
             "/predict", json={"rows": [{"x": 1}]}, headers={"origin": "https://me"}
         )
         assert answer.headers["access-control-allow-origin"] == "https://me"
-        assert "ratelimit-remaining" in answer.headers["access-control-expose-headers"]
+        assert "ratelimit" in answer.headers["access-control-expose-headers"]
     assert app.frontend.cors
 
 

@@ -429,7 +429,9 @@ async def test_pages_tell_limits_too(tmp_path: Path):
     client, lines = guarded(pages, tmp_path, limits={"rate": "2/day"})
     async with client:
         answers = [await client.get("/200") for _ in range(3)]
-    assert [answer.headers["ratelimit-remaining"] for answer in answers] == ["1", "0", "0"]
+    told = [answer.headers["ratelimit"].split(";")[:2] for answer in answers]
+    assert told == [['"rate"', f"r={left}"] for left in (1, 0, 0)]
+    assert answers[0].headers["ratelimit-policy"] == '"rate";q=2;w=86400'
     assert answers[0].headers["a"] == "b"
     assert answers[2].status_code == 429
     assert int(answers[2].headers["retry-after"]) >= 1

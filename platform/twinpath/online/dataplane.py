@@ -7,6 +7,7 @@ that protocols use; they only translate. Nothing here knows HTTP, gRPC or Ray.
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,8 @@ class Ask:
     max_priority: Priority = Priority.HIGH
     #: The version of the model that the request asks for, in any protocol.
     version: str | None = None
+    #: The limit that the caller is nearest to, how many requests remain, and for how many seconds.
+    standing: tuple[Any, int, float] | None = None
     started_s: float = field(default_factory=time.monotonic)
     timing: Timing | None = None
 

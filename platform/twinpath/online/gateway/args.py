@@ -74,7 +74,7 @@ class CorsArgs(Strict):
     allow_headers: tuple[str, ...] = ("*",)
     #: Headers of answers that a page's scripts may read.
     expose_headers: tuple[str, ...] = (
-        "x-request-id", "ratelimit-limit", "ratelimit-remaining", "ratelimit-reset", "retry-after",
+        "x-request-id", "ratelimit", "ratelimit-policy", "retry-after",
         "server-timing", "inference-header-content-length",
     )  # fmt: skip
     allow_credentials: bool = False

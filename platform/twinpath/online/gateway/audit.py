@@ -1,6 +1,5 @@
 """The audit log: a line of JSON for each request, written behind the requests' backs."""
 
-import functools
 import logging
 import sys
 import threading
@@ -80,7 +79,11 @@ class AuditLog:
         timing = ask.timing
         # Milliseconds to three digits; ``round`` takes three times as long.
         latency_us = int((time.monotonic() - ask.started_s) * 1e6 + 0.5)
-        principal, peer, path = _whole(ask.principal, ask.peer, ask.path)
+        principal, peer, path = ask.principal, ask.peer, ask.path
+        if len(path) > _LONGEST_PATH or not (
+            path.isascii() and peer.isascii() and (principal is None or principal.isascii())
+        ):
+            principal, peer, path = _whole(principal, peer, path)
         line = _Line(
             time.time(),
             ask.request_id.decode("latin-1"),
@@ -143,7 +146,6 @@ class AuditLog:
             sink.write(text)
 
 
-@functools.lru_cache(1024)
 def _whole(principal: str | None, peer: str, path: str) -> tuple[str | None, str, str]:
     """Who and what, with ``?`` for what no encoding has: halves of surrogate pairs."""
     found = [

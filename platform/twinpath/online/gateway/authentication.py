@@ -22,10 +22,6 @@ class Principal:
     limits: tuple[Rule, ...] = ()
     admin: bool = False
 
-    def may_use(self, graph: str) -> bool:
-        """Whether the graph is within its scopes."""
-        return graph in self.graphs or "*" in self.graphs
-
 
 class Authenticator(Protocol):
     """Knows callers by one kind of credentials."""
@@ -45,11 +41,9 @@ class Authentication:
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Raises AccessError, ForbiddenError or LimitError; fills in ``ask.principal``."""
-        credentials = _credentials(ask.headers)
+        credentials = ask.headers.get(b"x-api-key")
         if credentials is None:
-            raise AccessError(
-                "no credentials: send 'Authorization: Bearer <key or token>' or 'X-API-Key: <key>'"
-            )
+            credentials = _bearer(ask.headers)
         for authenticator in self._authenticators:
             if authenticator.reads(credentials):
                 found = authenticator.principal(credentials)
@@ -70,16 +64,17 @@ def _let_in(ask: Ask, principal: Principal) -> Awaitable[None] | None:
     ask.scopes = principal.graphs
     ask.max_priority = principal.max_priority
     ask.admin = principal.admin
-    if not principal.may_use(ask.graph):
+    if ask.graph not in principal.graphs and "*" not in principal.graphs:
         raise ForbiddenError(f"{principal.name!r} may not use graph {ask.graph!r}")
     if not principal.limits:
         return None
     return admit_in_turn(tuple(limit.admit for limit in principal.limits), ask)
 
 
-def _credentials(headers: Mapping[bytes, bytes]) -> bytes | None:
-    key = headers.get(b"x-api-key")
-    if key is not None:
-        return key
+def _bearer(headers: Mapping[bytes, bytes]) -> bytes:
     given = headers.get(b"authorization", b"")
-    return given[7:].strip() if given[:7].lower() == b"bearer " else None
+    if given[:7].lower() != b"bearer ":
+        raise AccessError(
+            "no credentials: send 'Authorization: Bearer <key or token>' or 'X-API-Key: <key>'"
+        )
+    return given[7:].strip()

@@ -14,7 +14,7 @@ from limits.errors import StorageError
 
 from twinpath.errors import LimitError, QuotaError, RetryLaterError
 from twinpath.online.dataplane import Ask
-from twinpath.online.gateway.rules import Standing
+from twinpath.online.gateway.rules import Policy
 from twinpath.online.gateway.windows import FixedWindows, SlidingWindows, make_room
 
 _LOG = logging.getLogger(__name__)
@@ -35,18 +35,21 @@ class Limit:
         self._text, self._quota = text, quota
         whole = limits.parse(text)
         kind = FixedWindows if quota else SlidingWindows
-        self._windows = kind(max(1, whole.amount // replicas), whole.get_expiry())
+        amount, seconds = max(1, whole.amount // replicas), whole.get_expiry()
+        self._windows = kind(amount, seconds)
+        self._policy = Policy(quota, amount, seconds)
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Raises LimitError or QuotaError."""
-        wait_s = self._windows.hit(caller_of(ask), time.time())
+        caller = ask.principal or caller_of(ask)
+        wait_s, remaining, ends_s = self._windows.hit(caller, time.time())
+        if ask.standing is None:
+            ask.standing = (self._policy, remaining, ends_s)
+        else:
+            self._policy.stand(ask, remaining, ends_s)
         if wait_s:
             raise refusal(self._text, self._quota, wait_s)
         return None
-
-    def standing(self, ask: Ask) -> Standing | None:
-        """What this replica still grants the caller."""
-        return self._windows.standing(caller_of(ask), time.time())
 
 
 class SharedLimit:
@@ -63,6 +66,7 @@ class SharedLimit:
         parsed = limits.parse(text)
         namespace = f"twinpath-{name}-{'quota' if quota else 'rate'}"
         self._item = type(parsed)(parsed.amount, parsed.multiples, namespace)
+        self._policy = Policy(quota, parsed.amount, parsed.get_expiry())
         storage = limits.storage.storage_from_string(
             f"async+{redis_url}", implementation="redispy", wrap_exceptions=True
         )
@@ -72,7 +76,8 @@ class SharedLimit:
             else aio.strategies.SlidingWindowCounterRateLimiter
         )
         self._limiter = kind(storage)
-        #: Caller → what remains, when it begins anew (Unix time), when that was read.
+        #: Caller → what remains of all replicas' limit, when it begins anew (Unix time), and when
+        #: that was read, which may be a second ago.
         self._standings: dict[str, tuple[int, float, float]] = {}
         self._down_until_s = 0.0
 
@@ -89,15 +94,11 @@ class SharedLimit:
             self._down_until_s = time.monotonic() + REDIS_S
             _LOG.error("limits cannot be counted in Redis: %r", error)
             raise self._unreachable() from None
+        remaining, ends_s, _ = self._standings[caller]
+        wait_s = ends_s - time.time()
+        self._policy.stand(ask, remaining, max(0.0, wait_s))
         if not granted:
-            raise refusal(self._text, self._quota, self._standings[caller][1] - time.time())
-
-    def standing(self, ask: Ask) -> Standing | None:
-        """What all replicas still grant the caller; up to a second old."""
-        found = self._standings.get(caller_of(ask))
-        if found is None:
-            return None
-        return self._item.amount, found[0], max(0.0, found[1] - time.time())
+            raise refusal(self._text, self._quota, wait_s)
 
     async def _count(self, caller: str, granted: bool) -> None:
         known, now_s = self._standings.get(caller), time.monotonic()

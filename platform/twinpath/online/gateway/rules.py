@@ -1,6 +1,5 @@
 """The gateway: a visible list of rules that every request passes, over HTTP and gRPC alike."""
 
-import functools
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -10,8 +9,8 @@ from twinpath.online.exchange import Headers
 
 class Rule(Protocol):
     """One rule. It may also have ``admit_rows(ask)``, called once ``ask.rows`` is known,
-    ``standing(ask)``, what a limit still grants, ``done(ask, status, code)``, told at the end,
-    and ``close()``. One whose attribute ``passive`` is true lets everything in and is not asked.
+    ``done(ask, status, code)``, told at the end, and ``close()``. One whose attribute ``passive``
+    is true lets everything in and is not asked.
     """
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
@@ -19,9 +18,28 @@ class Rule(Protocol):
 
 
 Admit = Callable[[Ask], Awaitable[None] | None]
-#: Where a caller stands with a limit: its number of requests, how many of them remain, and in how
-#: many seconds it begins anew. A plain tuple, as one is made for each answer.
-Standing = tuple[int, int, float]
+
+
+class Policy:
+    """A limit on requests as answers tell of it, in the headers RateLimit-Policy and RateLimit
+    (draft-ietf-httpapi-ratelimit-headers-10): q requests in a window of w seconds, of which r
+    remain for t seconds."""
+
+    def __init__(self, quota: bool, amount: int, seconds: int) -> None:
+        self.amount = amount
+        self._name = b'"quota"' if quota else b'"rate"'
+        self._header = (b"ratelimit-policy", b"%b;q=%d;w=%d" % (self._name, amount, seconds))
+
+    def stand(self, ask: Ask, remaining: int, ends_s: float) -> None:
+        """Note where the caller stands, if no other limit is nearer to it."""
+        nearest = ask.standing
+        if nearest is None or remaining * nearest[0].amount < nearest[1] * self.amount:
+            ask.standing = (self, remaining, ends_s)
+
+    def headers(self, remaining: int, ends_s: float) -> Headers:
+        """What the answer says."""
+        told = b"%b;r=%d;t=%d" % (self._name, remaining, int(ends_s + 0.999))
+        return [self._header, (b"ratelimit", told)]
 
 
 @runtime_checkable
@@ -30,14 +48,6 @@ class RowsRule(Protocol):
 
     def admit_rows(self, ask: Ask) -> None:
         """Raises TwinpathError to refuse."""
-
-
-@runtime_checkable
-class LimitRule(Protocol):
-    """A rule that counts requests."""
-
-    def standing(self, ask: Ask) -> Standing | None:
-        """Where the caller stands; None if it was never counted."""
 
 
 @runtime_checkable
@@ -57,20 +67,24 @@ class SpendRule(Protocol):
 
 
 class Gateway:
-    """`frontend.Gate` over a list of rules, in their order. ``tell_limits``: answers carry
-    RateLimit-Limit, RateLimit-Remaining and RateLimit-Reset."""
+    """`frontend.Gate` over a list of rules, in their order. ``tell_limits``: answers say where the
+    caller stands with the limit that it is nearest to."""
 
     def __init__(self, rules: Sequence[Rule], *, tell_limits: bool = True) -> None:
         self.rules = tuple(rules)
         self._admits = tuple(r.admit for r in self.rules if not getattr(r, "passive", False))
         self._about_rows = [rule for rule in self.rules if isinstance(rule, RowsRule)]
-        self._limits = [r for r in self.rules if isinstance(r, LimitRule)] if tell_limits else []
+        self._tell_limits = tell_limits
         self._told = [rule for rule in self.rules if isinstance(rule, DoneRule)]
         self._spends = [rule for rule in self.rules if isinstance(rule, SpendRule)]
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Every rule in turn; an awaitable only if one of them has to wait."""
-        return admit_in_turn(self._admits, ask)
+        for admit in self._admits:
+            pending = admit(ask)
+            if pending is not None:
+                return _rest(pending, self._admits[self._admits.index(admit) + 1 :], ask)
+        return None
 
     def admit_rows(self, ask: Ask) -> None:
         """Rules about the number of rows."""
@@ -78,25 +92,12 @@ class Gateway:
             rule.admit_rows(ask)
 
     def headers(self, ask: Ask) -> Headers:
-        """Headers to add to the answer: where the caller stands with the limit that it is
-        nearest to."""
-        if not self._limits:
+        """Headers to add to the answer."""
+        standing = ask.standing
+        if standing is None or not self._tell_limits:
             return []
-        nearest = self._limits[0].standing(ask)
-        for rule in self._limits[1:]:
-            found = rule.standing(ask)
-            if found is not None and (
-                nearest is None or found[1] * nearest[0] < nearest[1] * found[0]
-            ):
-                nearest = found
-        if nearest is None:
-            return []
-        amount, remaining, reset_s = nearest
-        return [
-            _numbered(b"ratelimit-limit", amount),
-            (b"ratelimit-remaining", b"%d" % remaining),
-            _numbered(b"ratelimit-reset", int(reset_s + 0.999)),
-        ]
+        policy, remaining, ends_s = standing
+        return policy.headers(remaining, ends_s)
 
     def done(self, ask: Ask, status: int, code: str) -> None:
         """The request was answered."""
@@ -112,12 +113,6 @@ class Gateway:
         """Let rules finish what they hold, such as lines of a log."""
         for rule in self.rules:
             getattr(rule, "close", lambda: None)()
-
-
-@functools.lru_cache(1024)
-def _numbered(name: bytes, number: int) -> tuple[bytes, bytes]:
-    """A header whose value is one of few."""
-    return name, b"%d" % number
 
 
 def admit_in_turn(admits: tuple[Admit, ...], ask: Ask) -> Awaitable[None] | None:

@@ -9,6 +9,10 @@ from typing import Any
 #: More callers are not remembered at once: the oldest tenth is forgotten, and begins anew.
 BOUND = 100_000
 
+#: What came of a request: 0 if it is within the limit, else the seconds to wait for one; how many
+#: more remain; seconds until the window ends.
+Hit = tuple[float, int, float]
+
 
 class SlidingWindows:
     """Counts of this window and of the one before it, which weighs less the further it is gone.
@@ -19,40 +23,27 @@ class SlidingWindows:
         #: Caller → the number of its window, its count there, its count in the one before.
         self._counts: dict[str, list[int]] = {}
 
-    def hit(self, caller: str, now_s: float) -> float:
-        """Count a request: 0 if it is within the limit, else the seconds to wait for one."""
+    def hit(self, caller: str, now_s: float) -> Hit:
+        """Count a request."""
         position = now_s / self._seconds
         window = int(position)
         counts = self._counts.get(caller)
         if counts is None:
             make_room(self._counts, lambda c: c[0] < window - 1)
             self._counts[caller] = [window, 1, 0]
-            return 0.0
+            return 0.0, self.amount - 1, (1.0 - (position - window)) * self._seconds
         if counts[0] != window:
             self._turn(counts, window)
         current, before = counts[1], counts[2]
         left = 1.0 - (position - window)
-        if current + int(before * left) < self.amount:
+        ends_s = left * self._seconds
+        remaining = self.amount - current - int(before * left)
+        if remaining > 0:
             counts[1] = current + 1
-            return 0.0
+            return 0.0, remaining - 1, ends_s
         if current < self.amount:
             left -= (self.amount - current) / before
-        return max(left * self._seconds, 1e-3)
-
-    def standing(self, caller: str, now_s: float) -> tuple[int, int, float] | None:
-        """The limit, how many requests of it remain, and seconds until the window ends; None for
-        a stranger."""
-        counts = self._counts.get(caller)
-        if counts is None:
-            return None
-        position = now_s / self._seconds
-        window = int(position)
-        if counts[0] != window:
-            self._turn(counts, window)
-        left = 1.0 - (position - window)
-        used = counts[1] + int(counts[2] * left)
-        remaining = self.amount - used if used < self.amount else 0
-        return self.amount, remaining, left * self._seconds
+        return max(left * self._seconds, 1e-3), 0, ends_s
 
     @staticmethod
     def _turn(counts: list[int], window: int) -> None:
@@ -68,27 +59,19 @@ class FixedWindows:
         #: Caller → when its window ends, its count there.
         self._counts: dict[str, list[float]] = {}
 
-    def hit(self, caller: str, now_s: float) -> float:
+    def hit(self, caller: str, now_s: float) -> Hit:
         """See `SlidingWindows.hit`."""
         counts = self._counts.get(caller)
         if counts is None or now_s >= counts[0]:
             if counts is None:
                 make_room(self._counts, lambda c: c[0] <= now_s)
             self._counts[caller] = [now_s + self._seconds, 1]
-            return 0.0
+            return 0.0, self.amount - 1, float(self._seconds)
+        ends_s = counts[0] - now_s
         if counts[1] < self.amount:
             counts[1] += 1
-            return 0.0
-        return counts[0] - now_s
-
-    def standing(self, caller: str, now_s: float) -> tuple[int, int, float] | None:
-        """See `SlidingWindows.standing`."""
-        counts = self._counts.get(caller)
-        if counts is None:
-            return None
-        if now_s >= counts[0]:
-            return self.amount, self.amount, float(self._seconds)
-        return self.amount, self.amount - int(counts[1]), counts[0] - now_s
+            return 0.0, self.amount - int(counts[1]), ends_s
+        return ends_s, 0, ends_s
 
 
 def make_room(counts: dict[str, Any], over: Any, bound: int | None = None) -> None:

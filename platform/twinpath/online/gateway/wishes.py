@@ -45,7 +45,8 @@ class Priorities:
                     "or high"
                 )
             ask.priority = level
-        ask.priority = min(ask.priority, ask.max_priority)
+        if ask.priority > ask.max_priority:
+            ask.priority = ask.max_priority
         return None
 
 
