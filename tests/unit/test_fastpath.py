@@ -1,7 +1,9 @@
 """The short way to the graph: what it takes, what it leaves to Serve, and what it keeps true."""
 
 import asyncio
+import gc
 import json
+import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
 from pydantic import BaseModel
 from uvicorn.config import HTTP_PROTOCOLS
 from uvicorn.importer import import_from_string
@@ -323,6 +326,45 @@ def test_a_connection_that_is_lost_leaves_no_timer():
         assert clock.timers == []
 
     asyncio.run(scene())
+
+
+@pytest.mark.parametrize(
+    "pieces",
+    [[raw()], [raw(), raw()], [raw()[:-5]], [raw(), raw(path="/double/healthz", method="GET")]],
+    ids=["an answer", "two", "half a body", "the long way"],
+)
+def test_a_connection_that_is_over_is_freed_without_a_collection(pieces: list[bytes]):
+    _, fast, _ = setting()
+    seen: list[weakref.ref[LeanProtocol]] = []
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off")
+        config.load()
+        loop = asyncio.get_running_loop()
+
+        def made() -> LeanProtocol:
+            protocol = LeanProtocol(config, ServerState(), {}, loop)
+            seen.append(weakref.ref(protocol))
+            return protocol
+
+        server = await loop.create_server(made, "127.0.0.1", 0)
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        for piece in pieces:
+            writer.write(piece)
+            if len(piece) == len(raw()):
+                await reader.readuntil(b'{"rows":[{"x":4.0}]}')
+        await asyncio.sleep(0.05)
+        writer.close()
+        await asyncio.wait_for(_until(lambda: bool(seen) and seen[0]() is None), 20)
+        server.close()
+
+    gc.collect()
+    gc.disable()
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(scene())
+    finally:
+        gc.enable()
 
 
 async def _until(condition: Callable[[], bool]) -> None:

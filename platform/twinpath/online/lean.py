@@ -100,7 +100,11 @@ class LeanProtocol(HttpToolsProtocol):
         """asyncio: the client is gone."""
         if self._idle_timer is not None:
             self._idle_timer.cancel()
+            self._idle_timer = None
         super().connection_lost(exc)
+        # The last request knows the connection: together they would wait for garbage collection,
+        # which replicas do seldom, with all the buffers of a connection.
+        self.cycle = self._lean = None  # type: ignore[assignment]
 
     def on_headers_complete(self) -> None:
         """httptools: the way of the request is chosen here."""
