@@ -53,9 +53,7 @@ def test_a_redis_cluster_is_read_through_feast(cluster, tmp_path: Path):
     feast = feast_answers(repo)
     for name in ("f32", "f64", "text", "blob"):
         ours = [None if value != value else value for value in found[name].tolist()]
-        theirs = [
-            without_zone(v) for v, holds in zip(feast[name], held, strict=True) if holds
-        ]
+        theirs = [without_zone(v) for v, holds in zip(feast[name], held, strict=True) if holds]
         assert ours == theirs, name
     assert sum(value is not None for value in found["text"]) > 10
     node.teardown()

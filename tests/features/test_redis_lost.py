@@ -13,7 +13,10 @@ from tests.features.conftest import Redis
 from tests.features.shop import make_repo
 from twinpath.errors import DeadlineError, FeatureStoreError
 from twinpath.features.online import OnlineFeatures
+from twinpath.features.redis import Address, RedisReader
 from twinpath.features.repo import FeatureRepo
+from twinpath.features.spec import ViewSpec
+from twinpath.features.store import Wanted
 from twinpath.graph.context import collect_remarks
 from twinpath.nodes.features import FeatureLookup
 
@@ -221,3 +224,26 @@ def test_a_store_that_hangs_is_left_alone_though_every_deadline_came_first(runni
         await online.close()
 
     asyncio.run(story())
+
+
+async def test_connecting_and_reading_have_the_limit_together():
+    """A server that takes most of the time to log in, and then says nothing more."""
+    limit_s = 1.0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"secret\r\n")
+        await asyncio.sleep(limit_s * 0.8)
+        writer.write(b"+OK\r\n")
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    view = ViewSpec("v", ("k",), {"x": "float64"}, None, "at")
+    reader = RedisReader(Address("127.0.0.1", port, password="secret"), "p", [[view]], limit_s)
+    started_s = time.monotonic()
+    with pytest.raises(TimeoutError):
+        await reader.read([Wanted(0, (b"key",))])
+    assert time.monotonic() - started_s < limit_s * 1.6
+    await reader.close()
+    server.close()

@@ -330,8 +330,15 @@ def test_a_connection_that_is_lost_leaves_no_timer():
 
 @pytest.mark.parametrize(
     "pieces",
-    [[raw()], [raw(), raw()], [raw()[:-5]], [raw(), raw(path="/double/healthz", method="GET")]],
-    ids=["an answer", "two", "half a body", "the long way"],
+    [
+        [raw()],
+        [raw(), raw()],
+        [raw()[:-5]],
+        [raw(), raw(path="/double/healthz", method="GET")],
+        [raw(path="/double/healthz", method="GET") * 6],
+        [raw() * 6],
+    ],
+    ids=["an answer", "two", "half a body", "the long way", "pipelined", "lean and pipelined"],
 )
 def test_a_connection_that_is_over_is_freed_without_a_collection(pieces: list[bytes]):
     _, fast, _ = setting()

@@ -125,7 +125,10 @@ def test_features_side_by_side_are_as_each_by_itself(data):
         alone, alone_nulls = column([row[at] for row in rows], kind)
         np.testing.assert_array_equal(values, alone)
         np.testing.assert_array_equal(nulls, alone_nulls)
-        assert values.dtype == alone.dtype and values.flags.c_contiguous
+        assert values.dtype == alone.dtype
+        assert values.flags.c_contiguous
+        assert values.flags.aligned
+        assert values.flags.writeable
 
 
 def test_a_float_of_another_type_among_floats_is_read_by_its_type():

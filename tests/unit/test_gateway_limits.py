@@ -111,7 +111,7 @@ def test_callers_are_forgotten_before_memory_is_full(kind: Any, monkeypatch: pyt
     monkeypatch.setattr(windows, "BOUND", 100)
     counts, now_s = kind(1, 10), 1_700_000_000.0
     for number in range(1000):
-        assert counts.hit(f"caller {number}", now_s) [0] == 0
+        assert counts.hit(f"caller {number}", now_s)[0] == 0
     assert len(counts._counts) <= 100
     assert counts.hit("caller 999", now_s)[0] > 0, "the latest are remembered"
     counts.hit("later", now_s + 30)
@@ -187,6 +187,23 @@ def test_answers_tell_the_limit_that_is_nearest():
     with pytest.raises(QuotaError):
         gate.admit(last)
     assert told(gate, last)["r"] == 0
+
+
+def test_a_refusal_tells_the_limit_that_refused():
+    gate = gateway(limits={"rate": "2/hour", "quota": "2/day"})
+    gate.admit(ask("ann"))
+    gate.admit(ask("ann"))
+    last = ask("ann")
+    with pytest.raises(LimitError):
+        gate.admit(last)
+    assert told(gate, last)["w"] == 3600
+    gate = gateway(limits={"rate": "3/hour", "quota": "2/day"})
+    gate.admit(ask("ann"))
+    gate.admit(ask("ann"))
+    last = ask("ann")
+    with pytest.raises(QuotaError):
+        gate.admit(last)
+    assert (told(gate, last)["w"], told(gate, last)["r"]) == (86_400, 0)
 
 
 def test_limits_are_not_told_where_that_is_not_wanted():

@@ -66,7 +66,7 @@ async def test_a_remark_comes_back_from_a_node_with_replicas_of_its_own(monkeypa
     pytest.importorskip("ray")
     from twinpath.online import replicas
 
-    monkeypatch.setattr(replicas, "_settle", lambda: None)
+    monkeypatch.setattr(replicas, "settle", lambda: None)
     monkeypatch.delattr(replicas.PlacedNode, "__del__")
     made = Graph("placed", input=Row, output=Row)
     with made as rows:

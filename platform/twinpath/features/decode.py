@@ -104,7 +104,7 @@ def _floats(raw: Sequence[Raw], kind: str, width: int) -> NDArray[Any] | None:
     cells = np.frombuffer(joined, dtype=layout)
     if np.count_nonzero(cells["tag"] == tag) != len(raw):
         return None
-    return np.ascontiguousarray(cells["value"].reshape(-1, width).T)
+    return cells["value"].reshape(-1, width).T.copy(order="C")
 
 
 def _varints(raw: Sequence[Raw], tag: int) -> tuple[NDArray[np.int64], Nulls] | None:

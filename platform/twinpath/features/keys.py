@@ -89,9 +89,7 @@ class KeyEncoder:
 
     def _single(self, values: Sequence[Any]) -> Distinct:
         places: dict[Any, int] = {}
-        place = [
-            -1 if v is None or v != v else places.setdefault(v, len(places)) for v in values
-        ]
+        place = [-1 if v is None or v != v else places.setdefault(v, len(places)) for v in values]
         return _distinct(self._keys(self._encoders[0](places)), place)
 
     def _keys(self, encoded: Iterable[bytes]) -> tuple[bytes, ...]:

@@ -261,6 +261,6 @@ class OnlineFeatures:
         count = sum(map(len, ages_us))
         if count:
             largest_us = max(int(ages.max()) for ages in ages_us if len(ages))
-            mean_us = sum(int(ages.sum()) for ages in ages_us) / count
+            mean_us = sum(float(ages.sum(dtype=np.float64)) for ages in ages_us) / count
             self.statistics.age_mean_s = max(0.0, mean_us / 1e6)
             self.statistics.age_max_s = max(0.0, largest_us / 1e6)

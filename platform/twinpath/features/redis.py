@@ -119,11 +119,14 @@ class RedisReader:
             head, tail = self._commands[want.group]
             for key in want.keys:
                 parts += (head(len(key)), key, tail)
+        commands, count = b"".join(parts), sum(len(want.keys) for want in wanted)
         connection = self._connection
         if connection is None or connection.lost or self._loop is not asyncio.get_running_loop():
-            connection = await self._connect()
-        count = sum(len(want.keys) for want in wanted)
-        replies = await connection.ask(b"".join(parts), count, self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                connection = await self._connect()
+                replies = await connection.ask(commands, count, self._timeout_s)
+        else:
+            replies = await connection.ask(commands, count, self._timeout_s)
         answers, start = [], 0
         for want in wanted:
             answers.append(replies[start : start + len(want.keys)])
@@ -145,7 +148,7 @@ class RedisReader:
         if self._loop is not loop:
             self._loop, self._connecting = loop, asyncio.Lock()
         assert self._connecting is not None
-        async with asyncio.timeout(self._timeout_s), self._connecting:
+        async with self._connecting:
             connection = self._connection
             if connection is None or connection.lost or connection.loop is not loop:
                 connection = await open_connection(self._address, self._timeout_s)

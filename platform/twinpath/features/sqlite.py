@@ -96,7 +96,7 @@ class SqliteReader:
                         row = found[key]
                         row[at] = value
                         row[moment] = event
-        return list(found.values())
+        return [found[key] for key in want.keys]
 
     def moments(self, raw: Sequence[Any]) -> NDArray[np.int64]:
         """See `StoreReader`."""

@@ -102,9 +102,10 @@ class LeanProtocol(HttpToolsProtocol):
             self._idle_timer.cancel()
             self._idle_timer = None
         super().connection_lost(exc)
-        # The last request knows the connection: together they would wait for garbage collection,
-        # which replicas do seldom, with all the buffers of a connection.
+        # Requests know the connection: together they would wait for garbage collection, which
+        # replicas do seldom, with all the buffers of a connection.
         self.cycle = self._lean = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def on_headers_complete(self) -> None:
         """httptools: the way of the request is chosen here."""
@@ -154,7 +155,7 @@ class LeanProtocol(HttpToolsProtocol):
         self.transport.write(b"".join(parts))
         if not cycle.keep_alive:
             self.transport.close()
-        if self.pipeline or self.flow.read_paused:
+        if self.pipeline or self.flow.read_paused or self.transport.is_closing():
             self.on_response_complete()  # uvicorn's way
             return
         self.server_state.total_requests += 1

@@ -43,7 +43,7 @@ class Limit:
         """Raises LimitError or QuotaError."""
         caller = ask.principal or caller_of(ask)
         wait_s, remaining, ends_s = self._windows.hit(caller, time.time())
-        if ask.standing is None:
+        if ask.standing is None or wait_s:
             ask.standing = (self._policy, remaining, ends_s)
         else:
             self._policy.stand(ask, remaining, ends_s)
@@ -98,6 +98,7 @@ class SharedLimit:
         wait_s = ends_s - time.time()
         self._policy.stand(ask, remaining, max(0.0, wait_s))
         if not granted:
+            ask.standing = (self._policy, 0, max(0.0, wait_s))
             raise refusal(self._text, self._quota, wait_s)
 
     async def _count(self, caller: str, granted: bool) -> None:
