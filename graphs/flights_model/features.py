@@ -15,7 +15,7 @@ from pathlib import Path
 
 import polars as pl
 
-from graphs.flights_model.data import whole_directory
+from graphs.flights_model.data import NEW_YORK, whole_directory
 
 LATE_MINUTES = 15
 
@@ -51,6 +51,7 @@ def _outcomes(flights: pl.DataFrame, moment: str, delay: str) -> pl.DataFrame:
         "tailnum",
         "origin",
         "dest",
+        "scheduled_departure",
         known_at=pl.col(moment),
         delay=pl.col(delay).cast(pl.Float64),
         late=(pl.col(delay) > LATE_MINUTES).cast(pl.Float64),
@@ -98,6 +99,16 @@ def _carrier_origin(flights: pl.DataFrame, _: pl.DataFrame) -> pl.DataFrame:
         pl.format("{}-{}", "carrier", "origin"),
         carrier_origin_delay_4h=("delay", "4h"),
         carrier_origin_late_4h=("late", "4h"),
+    )
+
+
+def _origin_hour(flights: pl.DataFrame, _: pl.DataFrame) -> pl.DataFrame:
+    local = pl.col("scheduled_departure").dt.replace_time_zone("UTC").dt.convert_time_zone(NEW_YORK)
+    return _rolling(
+        _departures(flights),
+        pl.format("{}-{}", "origin", local.dt.hour()),
+        origin_hour_delay_7d=("delay", "7d"),
+        origin_hour_late_28d=("late", "28d"),
     )
 
 
@@ -157,6 +168,13 @@ VIEWS = (
         ("origin_delay_1h", "origin_delay_3h", "origin_late_2h"),
         timedelta(hours=3),
         _origin,
+    ),
+    View(
+        "origin_hour",
+        "origin_hour",
+        ("origin_hour_delay_7d", "origin_hour_late_28d"),
+        timedelta(days=7),
+        _origin_hour,
     ),
     View(
         "carrier_origin",

@@ -57,6 +57,7 @@ class Preprocess(Node):
     outputs = {
         "as_of": "datetime64[us]",
         "route": "str",
+        "origin_hour": "str",
         "carrier_origin": "str",
         "number": "str",
         **dict.fromkeys(STATIC, "float32"),
@@ -90,14 +91,17 @@ class Preprocess(Node):
         departure, asked_at = columns["scheduled_departure"], columns["asked_at"]
         seconds = departure.astype("datetime64[s]").astype(np.int64)
         local = self._local(seconds)
+        minute = local // 60 % 1440
+        hours = (minute // 60).tolist()
         distance, lat, lon = self._dests(dest)
         year, seats = self._planes(columns["tailnum"].tolist())
         return {
             "as_of": np.where(np.isnat(asked_at), departure - np.timedelta64(LEAD), asked_at),
             "route": _strings(f"{o}-{d}" for o, d in zip(origin, dest, strict=True)),
+            "origin_hour": _strings(f"{o}-{h}" for o, h in zip(origin, hours, strict=True)),
             "carrier_origin": _strings(f"{c}-{o}" for c, o in zip(carrier, origin, strict=True)),
             "number": _strings(f"{c}{n}" for c, n in zip(carrier, number, strict=True)),
-            "minute_of_day": (local // 60 % 1440).astype(np.float32),
+            "minute_of_day": minute.astype(np.float32),
             # 1970-01-01 was a Thursday; Monday is 0.
             "weekday": ((local // 86_400 + 3) % 7).astype(np.float32),
             "carrier_code": self._carriers(carrier)[0],

@@ -149,6 +149,49 @@ def test_nothing_is_lost_while_the_store_is_away_and_too_much_is_refused(tmp_pat
         redis.kill()
 
 
+def test_nothing_accepted_is_lost_when_the_store_dies_under_load(tmp_path):
+    redis = Redis(tmp_path)
+    redis.start()
+    try:
+        store = f'{{type: redis, connection_string: "{redis.address}"}}'
+        repo = repository(tmp_path / "load", store)
+        pusher = Pusher(repo, max_rows=100_000, longest_wait_s=0.2)
+        pushes, stop = [], threading.Event()
+
+        def push() -> None:
+            while not stop.is_set():
+                row = visit(shop=len(pushes), visits=len(pushes))
+                pushes.append(pusher.offer("visits", pusher.check("visits", [row])))
+                time.sleep(0.002)
+
+        thread = threading.Thread(target=push, daemon=True)
+        thread.start()
+        for _ in range(3):
+            begun = len(pushes)
+            until(lambda begun=begun: len(pushes) > begun + 20 and pushes[begun + 10].done())
+            redis.kill()  # writes are under way
+            gone = len(pushes)
+            until(lambda gone=gone: len(pushes) > gone + 20)
+            assert not pushes[-1].done()
+            redis.start()
+        stop.set()
+        thread.join()
+        assert [each.result(60) for each in pushes] == [1] * len(pushes)
+        count = len(pushes)
+        keys = {"user_id": ["ann"] * count, "shop": list(range(count))}
+        assert read(repo, "visits", keys)["visits"] == list(range(count))
+        assert pusher.close() == 0
+    finally:
+        redis.kill()
+
+
+def until(condition) -> None:
+    end_s = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
 def test_each_push_is_told_of_its_own_rows(repo, monkeypatch):
     pusher = Pusher(repo)
     older = (NOW - timedelta(hours=1)).isoformat()

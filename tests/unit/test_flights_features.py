@@ -22,6 +22,7 @@ def flight(scheduled: datetime, late_by: int, **changes):
         "tailnum": "N1",
         "origin": "EWR",
         "dest": "IAH",
+        "scheduled_departure": scheduled,
         "dep_delay": late_by,
         "arr_delay": late_by,
         "departed_at": departed,
@@ -46,6 +47,7 @@ def look_up(directory, flights, as_of: datetime, weather=None):
     keys = {
         "origin": "EWR",
         "carrier": "UA",
+        "origin_hour": "EWR-7",  # that of the flights that must not be seen yet
         "carrier_origin": "UA-EWR",
         "route": "EWR-IAH",
         "number": "UA1",
@@ -80,6 +82,7 @@ def test_a_future_outcome_is_invisible(tmp_path):
     honest = look_up(tmp_path / "a", past, NOON, wet_later[:1])
     with_leak = look_up(tmp_path / "b", past + planted, NOON, wet_later)
     np.testing.assert_equal(with_leak, honest)
+    assert np.isnan(honest["origin_hour_delay_7d"])
     assert honest["tail_delay_1"] == 4.0
     assert honest["tail_delay_4"] == 7.0
 
@@ -91,6 +94,14 @@ def test_an_outcome_counts_from_its_very_minute(tmp_path):
     assert np.isnan(before["tail_delay_1"])
     assert before["origin_delay_1h"] == 0.0
     assert look_up(tmp_path / "b", [landed], NOON)["tail_delay_1"] == 0.0
+
+
+def test_an_hour_of_an_origin_is_that_of_its_own_clock(tmp_path):
+    eleven_utc = [flight(NOON - timedelta(days=d, hours=1), 6 * d) for d in (1, 2)]
+    other_hour = flight(NOON - timedelta(hours=5), 99)
+    found = look_up(tmp_path, [*eleven_utc, other_hour], NOON)
+    assert found["origin_hour_delay_7d"] == 9.0
+    assert found["origin_hour_late_28d"] == 0.0
 
 
 def test_a_cancelled_flight_has_no_outcome(tmp_path):

@@ -50,6 +50,7 @@ def test_preprocess_makes_keys_and_local_time(clean):
     assert set(found) == set(Preprocess.outputs)
     assert found["route"].tolist() == ["EWR-IAH", "JFK-???"]
     assert found["carrier_origin"].tolist() == ["UA-EWR", "??-JFK"]
+    assert found["origin_hour"].tolist() == ["EWR-12", "JFK-23"]
     assert found["number"].tolist() == ["UA15", "??3"]
     # Half past noon on a Monday in summer; a minute to midnight on a Monday in winter.
     assert found["minute_of_day"].tolist() == [12 * 60 + 30, 24 * 60 - 1]

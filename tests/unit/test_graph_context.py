@@ -8,7 +8,8 @@ import pytest
 from pydantic import BaseModel
 
 from twinpath import Graph, Node
-from twinpath.graph.columns import Outcome, joined
+from twinpath.errors import DeadlineError
+from twinpath.graph.columns import Columns, Outcome, joined
 from twinpath.graph.context import DEADLINE_S, remark
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
@@ -74,6 +75,43 @@ async def test_a_remark_comes_back_from_a_node_with_replicas_of_its_own(monkeypa
     placed = replicas.PlacedNode(made.plan.steps[0], 10.0)
     answer = await placed({"x": np.array([-1.0])})
     assert answer.remarks == {"features": "degraded"}
+
+
+async def test_a_node_with_replicas_of_its_own_knows_until_when_anybody_waits(monkeypatch):
+    pytest.importorskip("ray")
+    from twinpath.online import replicas
+
+    seen: list[float | None] = []
+
+    class Until(Says):
+        async def predict(self, columns: Columns) -> Columns:
+            seen.append(DEADLINE_S.get())
+            return {"x": columns["x"]}
+
+    monkeypatch.setattr(replicas, "settle", lambda: None)
+    monkeypatch.delattr(replicas.PlacedNode, "__del__")
+    made = Graph("placed", input=Row, output=Row)
+    with made as rows:
+        made.output(Until().on(num_cpus=1)(rows))
+    placed = replicas.PlacedNode(made.plan.steps[0], 10.0)
+
+    class Handle:
+        """The other side of Serve: what is sent arrives, some time later."""
+
+        async def remote(self, *sent):
+            return await placed(*sent)
+
+    call = replicas._remote(Handle(), by_row=False)
+    columns = {"x": np.array([1.0])}
+    await call(columns)
+    DEADLINE_S.set(time.monotonic() + 60)
+    await call(columns)
+    DEADLINE_S.set(time.monotonic() - 1)
+    with pytest.raises(DeadlineError):
+        await call(columns)
+    none, soon = seen  # the last was not run
+    assert none is None
+    assert 0 < soon - time.monotonic() <= 60
 
 
 async def test_a_node_learns_when_the_last_of_its_batch_stops_waiting():

@@ -11,13 +11,19 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from twinpath import Batch, Columns, Graph, Node, Tensor
-from twinpath.errors import GRPC_STATUS, InputError, TwinpathError, http_status_of
+from twinpath.errors import (
+    GRPC_STATUS,
+    BodyTooLargeError,
+    InputError,
+    TwinpathError,
+    http_status_of,
+)
 from twinpath.graph.columns import Outcome
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
 from twinpath.online.exchange import Answer, Call, Request
-from twinpath.online.oip_service import _Refused, status_of
+from twinpath.online.oip_service import OipService, _Refused, status_of
 from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.protocols.oip_grpc import GrpcCodec, answer
 from twinpath.online.protocols.oip_rest import InferCodec
@@ -41,16 +47,16 @@ class Add(Node):
         return {"total": columns["x"].sum(1, dtype=np.float64)}
 
 
-def plane() -> Any:
+def frontend() -> Any:
     graph = Graph("sums", input=Row, output=Sum)
     with graph as rows:
         graph.output(Add()(rows))
     executor = Executor(graph.plan)
     executor.setup()
-    return graph_app(graph.plan, Batcher(executor.run, Batch()), max_body_bytes=1000).frontend.plane
+    return graph_app(graph.plan, Batcher(executor.run, Batch()), max_body_bytes=1000).frontend
 
 
-PLANE = plane()
+PLANE = frontend().plane
 REST = InferCodec(PLANE)
 ASKED = Request("", b"", {}, b"")
 
@@ -110,6 +116,21 @@ def test_bad_messages_are_refused_with_what_was_expected(change: dict[str, Any],
             setattr(message, name, value)
     with pytest.raises(TwinpathError, match=says):
         decode(message)
+
+
+async def test_a_message_over_the_limit_is_refused_as_a_body_is():
+    service = OipService(frontend())
+
+    def ask(message: pb.ModelInferRequest) -> Any:
+        return service.ask("ModelInfer", (), "ipv4:127.0.0.1:1", None, message.ByteSize())
+
+    small = request()
+    assert pb.ModelInferResponse.FromString(await service.infer(small, ask(small))).outputs
+    large = request()
+    large.parameters["note"].string_param = "n" * 1000
+    with pytest.raises(BodyTooLargeError, match=r"has 10\d\d bytes, and the limit is 1000"):
+        await service.infer(large, ask(large))
+    assert status_of(BodyTooLargeError("")).name == "RESOURCE_EXHAUSTED"
 
 
 def test_types_without_a_typed_field_have_to_be_raw():

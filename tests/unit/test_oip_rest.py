@@ -312,6 +312,10 @@ async def test_a_model_can_be_taken_out_of_service_and_back(scores: GraphApp):
         assert (await session.post("/v2/repository/models/scores/unload")).status_code == 200
         [entry] = (await session.post("/v2/repository/index")).json()
         assert entry["state"] == "UNAVAILABLE"
+        ready = await session.post("/v2/repository/index", json={"ready": True})
+        assert (ready.status_code, ready.json()) == (200, [])
+        wrong = await session.post("/v2/repository/index", json={"ready": "yes"})
+        assert wrong.status_code == 400
         assert (await session.get("/v2/models/scores/ready")).status_code == 503
         refused = await session.post("/v2/models/scores/infer", json={"inputs": [X]})
         assert refused.status_code == 503
@@ -320,6 +324,8 @@ async def test_a_model_can_be_taken_out_of_service_and_back(scores: GraphApp):
         assert (await session.post("/v2/repository/models/scores/load")).status_code == 200
         again = await session.post("/v2/models/scores/infer", json={"inputs": [X]})
         assert again.status_code == 200
+        [entry] = (await session.post("/v2/repository/index", json={"ready": True})).json()
+        assert entry["state"] == "READY"
 
 
 def codec() -> InferCodec:

@@ -19,6 +19,8 @@ from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
+from twinpath.online.dataplane import Ask
+from twinpath.online.exchange import Request
 
 LIMIT = 2000
 
@@ -327,6 +329,48 @@ async def test_clients_that_come_together_share_a_batch():
         )
     assert [answer.json()["rows"][0]["y"] for answer in answers] == [2.0 * i for i in range(20)]
     assert len(sizes) < 20
+
+
+class Slowly:
+    """A gate that has to wait, as for a count in Redis."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.ended: list[str] = []
+
+    def admit(self, ask: Ask) -> Any:
+        return self.opened.wait()
+
+    def admit_rows(self, ask: Ask) -> None: ...
+
+    def headers(self, ask: Ask) -> Any:
+        return []
+
+    def done(self, ask: Ask, status: int, code: str) -> None:
+        self.ended.append(code)
+
+
+@pytest.mark.parametrize(("hangs_up", "ran"), [(True, 0), (False, 1)])
+async def test_rows_of_a_client_that_hung_up_at_the_gate_are_not_run(hangs_up: bool, ran: int):
+    app = app_of(Double())
+    frontend = app.frontend
+    gate = frontend.gate = Slowly()
+    headers = {b"content-type": b"application/json"}
+    path = "/predict"
+    codec = frontend.codec(path)
+    ask = frontend.ask(path, headers, 0, "")
+    answers: list[Any] = []
+    request = Request(path, b"", headers, b'{"rows": [{"x": 1}]}')
+    exchange = frontend.begin(codec, request, ask, answers.append)
+    await asyncio.sleep(0)
+    if hangs_up:
+        exchange.give_up()
+    gate.opened.set()
+    while not answers:  # noqa: ASYNC110
+        await asyncio.sleep(0.001)
+    await asyncio.sleep(0.05)
+    assert frontend.plane.statistics.as_dict("numbers", "1")["execution_count"] == ran
+    assert len(answers) == len(gate.ended) == 1
 
 
 async def test_shutting_down_waits_for_what_was_accepted():

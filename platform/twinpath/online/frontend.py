@@ -157,7 +157,8 @@ class Exchange:
         except Exception as error:
             self._refuse(error)
         else:
-            self._admitted()
+            if not self._over:  # the client may have hung up
+                self._admitted()
 
     def _admitted(self) -> None:
         frontend, ask = self._frontend, self._ask

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 import twinpath
-from twinpath.errors import GRPC_STATUS, TwinpathError
+from twinpath.errors import GRPC_STATUS, BodyTooLargeError, TwinpathError
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Answer, Request
 from twinpath.online.frontend import Frontend
@@ -63,6 +63,11 @@ class OipService:
 
     async def infer(self, message: pb.ModelInferRequest, ask: Ask) -> bytes:
         """The serialised ModelInferResponse. Raises TwinpathError."""
+        limit = self._frontend.max_body_bytes
+        if ask.body_bytes > limit:
+            raise BodyTooLargeError(
+                f"the message has {ask.body_bytes} bytes, and the limit is {limit}: send fewer rows"
+            )
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         codec = oip_grpc.GrpcCodec(self.plane, self._rest, message)
         exchange = self._frontend.begin(

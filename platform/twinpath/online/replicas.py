@@ -4,12 +4,14 @@ import asyncio
 import gc
 import logging
 import os
+import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
 from twinpath.errors import TwinpathError
 from twinpath.graph.columns import Columns, Outcome, joined, row_count
+from twinpath.graph.context import DEADLINE_S
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.runner import NodeRunner
 from twinpath.graph.stage import NodeCall
@@ -255,11 +257,13 @@ class PlacedNode:
             self._reporter.start()
         settle()
 
-    async def __call__(self, columns: Columns) -> Outcome:
-        """n rows of the columns that the node reads → its own columns that anything reads."""
+    async def __call__(self, columns: Columns, left_s: float | None = None) -> Outcome:
+        """n rows of the columns that the node reads → its own columns that anything reads.
+        Nobody waits for them any more after ``left_s`` seconds."""
         if self._features is not None:
             self._features.soon()
-        outcome = await self._batcher.submit(columns)
+        deadline_s = None if left_s is None else time.monotonic() + left_s
+        outcome = await self._batcher.submit(columns, deadline_s)
         if self._returns is not None:
             kept = {
                 name: outcome.columns[name] for name in self._returns if name in outcome.columns
@@ -345,7 +349,10 @@ def routes_rows(step: Step) -> bool:
 
 def _remote(handle: Any, by_row: bool) -> NodeCall:
     async def call(columns: Columns) -> Outcome:
-        outcome: Outcome = await _unwrapped(handle.remote(columns))
+        deadline_s = DEADLINE_S.get()
+        # Seconds that are left: the clock of another machine is another one.
+        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
+        outcome: Outcome = await _unwrapped(handle.remote(columns, left_s))
         return outcome
 
     async def call_by_row(columns: Columns) -> Outcome:

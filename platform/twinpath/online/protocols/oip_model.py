@@ -5,12 +5,13 @@ Health, metadata, and Triton's extensions for statistics and the model repositor
 
 from collections.abc import Awaitable, Callable
 
+import orjson
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 import twinpath
-from twinpath.errors import TwinpathError
+from twinpath.errors import MalformedBodyError, TwinpathError
 from twinpath.online.dataplane import DataPlane
 from twinpath.online.protocols.oip_rest import inference as inference
 from twinpath.online.protocols.oip_rest import metadata
@@ -82,10 +83,24 @@ async def _statistics(request: Request, plane: DataPlane) -> Response:
 
 async def _index(request: Request, plane: DataPlane) -> Response:
     missing = await plane.ready()
+    if missing and await _asks_for_ready(request):
+        return JSONResponse([])
     state = {"state": "UNAVAILABLE", "reason": ", ".join(missing)} if missing else {
         "state": "READY", "reason": "",
     }  # fmt: skip
     return JSONResponse([{"name": plane.name, "version": plane.version, **state}])
+
+
+async def _asks_for_ready(request: Request) -> bool:
+    """Whether a request for the index wants ready models only. Raises MalformedBodyError."""
+    body = await request.body()
+    try:
+        wanted = orjson.loads(body) if body else {}
+    except orjson.JSONDecodeError as error:
+        raise MalformedBodyError(f"the body is no JSON: {error}") from None
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("ready", False), bool):
+        raise MalformedBodyError('the body is no {"ready": true} or {"ready": false}')
+    return bool(wanted.get("ready", False))
 
 
 async def _load(request: Request, plane: DataPlane) -> Response:
