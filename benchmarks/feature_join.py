@@ -146,8 +146,8 @@ def _must_agree(ours: Joined, feasts: Joined) -> None:
 
 
 def _leaks(views: Sequence[ViewSpec], questions: Columns) -> int:
-    """Rows that change, or get a planted value, when every key has a row right after the last moment
-    that is asked about, in sources that are otherwise the same."""
+    """Rows that change, or get a planted value, when every key has a row right after the last
+    moment that is asked about, in sources that are otherwise the same."""
     moments = questions["as_of"].astype("datetime64[us]").astype(np.int64)
     changed = np.zeros(len(moments), dtype=bool)
     with tempfile.TemporaryDirectory() as folder:

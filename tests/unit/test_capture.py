@@ -102,7 +102,7 @@ def test_a_share_of_the_batches_is_captured(tmp_path):
 
 
 def test_what_is_no_capture_is_refused_by_name(tmp_path):
-    with pytest.raises(ConfigError, match=r"no captured rows in .*args\.capture"):
+    with pytest.raises(ConfigError, match=r"no captured rows in .*args\.features\.capture"):
         read_capture(tmp_path)
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="expected one"):

@@ -34,7 +34,7 @@ async def test_rows_of_an_engine_go_out_one_by_one_and_come_back_in_their_order(
     sent = []
 
     class Handle:
-        def remote(self, columns):
+        def remote(self, columns, left_s):
             async def answer():
                 sent.append(columns["x"].tolist())
                 await asyncio.sleep(0.01 * (5 - columns["x"][0]))

@@ -160,7 +160,8 @@ def read_capture(folder: Path | str) -> tuple[dict[str, Any], Any]:
     files = sorted(Path(folder).glob("*.parquet"))
     if not files:
         raise ConfigError(
-            f"no captured rows in {folder}: switch capturing on with args.features.capture of a served graph"
+            f"no captured rows in {folder}: switch capturing on with args.features.capture of a "
+            "served graph"
         )
     tables = [pq.read_table(file) for file in files]
     abouts = {(table.schema.metadata or {}).get(ABOUT, b"") for table in tables}

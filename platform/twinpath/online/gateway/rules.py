@@ -97,7 +97,8 @@ class Gateway:
         if standing is None or not self._tell_limits:
             return []
         policy, remaining, ends_s = standing
-        return policy.headers(remaining, ends_s)
+        told: Headers = policy.headers(remaining, ends_s)
+        return told
 
     def done(self, ask: Ask, status: int, code: str) -> None:
         """The request was answered."""
