@@ -12,9 +12,10 @@ from pydantic import BaseModel
 
 from tests.features.shop import NOW
 from twinpath import FeatureLookup, Graph
-from twinpath.errors import ConfigError, FeatureStoreError, GraphError
+from twinpath.errors import ConfigError, DeadlineError, FeatureStoreError, GraphError
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.store import open_reader
+from twinpath.graph.context import DEADLINE_S
 
 
 class Visit(BaseModel):
@@ -183,6 +184,29 @@ def test_a_batch_job_needs_the_rows_moments(sqlite_repo):
     with pytest.raises(GraphError, match="as_of="):
         node.offline()
     assert node.offline("now") is node
+
+
+def test_the_requests_deadline_and_the_nodes_own_limits_reach_the_read(sqlite_repo, monkeypatch):
+    node = FeatureLookup("visits_only", str(sqlite_repo), timeout_ms=1234, max_staleness_s=5.0)
+    node.setup()
+    assert node._online._timeout_s == 1.234
+    assert node._online._caches[0].ttl == 5.0
+    given = {
+        "user_id": np.array(["user-1"], dtype=object),
+        "shop": np.array([0], dtype=np.int64),
+    }
+
+    async def story() -> None:
+        DEADLINE_S.set(time.monotonic() - 1)
+        with pytest.raises(DeadlineError):
+            await node.predict(given)
+        assert node.statistics.entities == 0
+        DEADLINE_S.set(time.monotonic() + 60)
+        await node.predict(given)
+        assert node.statistics.entities == 1
+
+    asyncio.run(story())
+    node.teardown()
 
 
 def test_values_that_were_read_serve_again_within_their_bound_and_no_longer(redis_repo):

@@ -1,6 +1,7 @@
 """The fast readers give what Feast's own client gives, from the same stores."""
 
 import asyncio
+import sqlite3
 from datetime import timedelta
 
 import numpy as np
@@ -8,8 +9,10 @@ import pytest
 
 from tests.features.shop import NOW
 from twinpath.features.online import OnlineFeatures
+from twinpath.features.redis import Connection
 from twinpath.features.repo import FeatureRepo
 from twinpath.features.store import FeastReader, group_views
+from twinpath.nodes.features import FeatureLookup
 
 USERS = [f"user-{i}" for i in (*range(45), 3, 3, 0)]
 SHOPS = [i % 4 - 1 for i in range(len(USERS))]
@@ -86,6 +89,47 @@ def test_every_type_is_read_as_feast_reads_it(repo):
         assert ours == theirs, name
     present = [name for name in found if any(v is not None for v in found[name])]
     assert len(present) == 10  # every one of the features has values at all
+
+
+def test_a_view_on_demand_is_computed_as_feast_computes_it(repo):
+    node = FeatureLookup("all", repo, as_of="asked_at", timeout_ms=30_000)
+    node.setup()
+    earlier = np.datetime64(NOW, "us") - np.timedelta64(40, "h")
+    asked = columns() | {"asked_at": np.full(len(USERS), earlier)}
+    found = asyncio.run(node.predict(asked))["a_visit"].tolist()
+    feast = feast_answers(repo)["a_visit"]
+    assert [None if value != value else value for value in found] == feast
+    assert sum(value is not None for value in feast) > 10
+
+
+def test_all_views_are_read_in_one_round_trip_or_one_statement_each(repo, monkeypatch):
+    online = opened(repo)
+    asked: list[int] = []
+    ask = Connection.ask
+
+    def counted(self, commands: bytes, replies: int, timeout_s: float):
+        asked.append(replies)
+        return ask(self, commands, replies, timeout_s)
+
+    monkeypatch.setattr(Connection, "ask", counted)
+    statements: list[str] = []
+    if online.reader_name == "SqliteReader":
+        connect = sqlite3.connect
+
+        def traced(*args, **more):
+            connection = connect(*args, **more)
+            connection.set_trace_callback(statements.append)
+            return connection
+
+        monkeypatch.setattr(sqlite3, "connect", traced)
+    read(online)
+    # Distinct keys: 45 users, and as many pairs of a user and a shop, of which some come again.
+    pairs = len(set(zip(USERS, SHOPS, strict=True)))
+    if online.reader_name == "SqliteReader":
+        assert len(statements) == len(repo.service("all").views) == 2
+        assert asked == []
+    else:
+        assert asked == [len(set(USERS)) + pairs]
 
 
 def test_feasts_own_reader_gives_the_same_columns(repo):

@@ -49,7 +49,7 @@ from twinpath.online.gateway.build import build, refuse_public
 from twinpath.online.gateway.keys import ApiKeys, new_key, read_keys, replace_key, write_keys
 from twinpath.online.gateway.limiting import Limit
 from twinpath.online.gateway.rules import Gateway
-from twinpath.online.gateway.tokens import Tokens
+from twinpath.online.gateway.tokens import PUSH_SCOPE, Tokens
 from twinpath.online.gateway.wishes import Deadlines, MaxRows, Priorities
 from twinpath.online.oip_service import OipService
 from twinpath.online.policy import Priority
@@ -213,6 +213,13 @@ def test_a_token_opens_the_graphs_of_its_scope(issuer: Issuer, tmp_path: Path):
     with pytest.raises(ForbiddenError):
         rule.admit(ask("letters", **bearer(issuer.token())))
     rule.admit(ask("letters", **bearer(issuer.token(scope="graph:*"))))
+
+
+def test_a_token_may_push_features_by_its_scope(issuer: Issuer, tmp_path: Path):
+    for scope, wanted in (("graph:*", False), ("graph:numbers features:push", True)):
+        seen = ask(**bearer(issuer.token(scope=scope)))
+        by_file(issuer, tmp_path).admit(seen)
+        assert (PUSH_SCOPE in seen.scopes) is wanted
 
 
 def test_a_token_opens_the_admin_api_by_its_scope(issuer: Issuer, tmp_path: Path):

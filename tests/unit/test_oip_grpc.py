@@ -18,7 +18,7 @@ from twinpath.errors import (
     TwinpathError,
     http_status_of,
 )
-from twinpath.graph.columns import Outcome
+from twinpath.graph.columns import Outcome, row_count
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
@@ -167,20 +167,57 @@ tensors = st.builds(
         fp32_contents=st.lists(st.floats(width=32), max_size=6),
         int_contents=st.lists(st.integers(-(2**31), 2**31 - 1), max_size=6),
         uint64_contents=st.lists(st.integers(0, 2**64 - 1), max_size=6),
+        uint_contents=st.lists(st.integers(0, 2**32 - 1), max_size=6),
+        int64_contents=st.lists(st.integers(-(2**63), 2**63 - 1), max_size=6),
+        fp64_contents=st.lists(st.floats(), max_size=6),
         bool_contents=st.lists(st.booleans(), max_size=6),
         bytes_contents=st.lists(st.binary(max_size=4), max_size=4),
     ),
 )
 
 
-@settings(max_examples=300, deadline=None)
-@given(st.lists(tensors, max_size=3), st.lists(st.binary(max_size=20), max_size=3))
-def test_nothing_but_our_own_errors_whatever_a_message_holds(given_tensors: Any, raw: list[bytes]):
-    message = pb.ModelInferRequest(model_name="sums", inputs=given_tensors, raw_input_contents=raw)
+parameters = st.dictionaries(
+    st.sampled_from(["timeout", "priority", "classification", "binary_data", "other"]),
+    st.builds(pb.InferParameter, bool_param=st.booleans())
+    | st.builds(pb.InferParameter, int64_param=st.integers(-(2**63), 2**63 - 1))
+    | st.builds(pb.InferParameter, uint64_param=st.integers(0, 2**64 - 1))
+    | st.builds(pb.InferParameter, double_param=st.floats())
+    | st.builds(pb.InferParameter, string_param=st.text(max_size=4)),
+    max_size=3,
+)
+outputs = st.builds(
+    pb.ModelInferRequest.InferRequestedOutputTensor,
+    name=st.sampled_from(["total", "name", "y", ""]),
+    parameters=parameters,
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(
+    st.lists(tensors, max_size=3),
+    st.lists(st.binary(max_size=20), max_size=3),
+    st.lists(outputs, max_size=3),
+    parameters,
+)
+def test_nothing_but_our_own_errors_whatever_a_message_holds(
+    given_tensors: Any, raw: list[bytes], wanted: Any, more: Any
+):
+    message = pb.ModelInferRequest(
+        model_name="sums",
+        inputs=given_tensors,
+        raw_input_contents=raw,
+        outputs=wanted,
+        parameters=more,
+    )
+    status = 400
     try:
-        decode(message)
-    except TwinpathError:
-        return
+        call = decode(pb.ModelInferRequest.FromString(message.SerializeToString()))
+        n = row_count(call.columns)
+        total = {"total": np.zeros(n), "name": np.full(n, "", object)}
+        call.encode(Outcome.success(total, n))
+    except TwinpathError as error:
+        status = error.http_status
+    assert 400 <= status < 500
 
 
 def test_a_refusal_survives_the_way_to_another_process():

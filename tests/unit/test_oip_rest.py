@@ -369,7 +369,9 @@ def test_nothing_but_our_own_errors_whatever_is_sent(document: Any, tail: bytes,
     except TwinpathError as error:
         refused = error
     if refused is not None:
-        assert json.loads(CODEC.refuse(refused).body)["error"]
+        answer = CODEC.refuse(refused)
+        assert 400 <= answer.status < 500
+        assert json.loads(answer.body)["error"]
 
 
 @settings(max_examples=300, deadline=None)

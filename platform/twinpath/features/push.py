@@ -110,9 +110,10 @@ class Pusher:
             self._changed.notify_all()
         return push.done
 
-    def close(self, timeout_s: float = 30.0) -> int:
+    def close(self, timeout_s: float = 10.0) -> int:
         """Accept nothing more, write what waits for up to ``timeout_s`` seconds; the number of rows
-        that could not be written by then, whose futures fail with FeatureStoreError."""
+        that could not be written by then, whose futures fail with FeatureStoreError. Serve ends a
+        replica 20 s after it asked it to stop: what was lost must be told before."""
         with self._changed:
             self._closing = True
             self._changed.notify_all()

@@ -25,6 +25,7 @@ def request():
 
 def same(response):
     assert response.id == "mine"
+    assert len(response.outputs) >= 10
     for output in response.outputs:
         if output.name == "BYTES":
             assert StringCodec.decode_output(output) == TEXT.tolist()
