@@ -173,18 +173,21 @@ def service_handlers(
         assert service is not None
         return service
 
-    async def refused(context: Any, error: TwinpathError) -> None:
+    async def refused(context: Any, error: TwinpathError, *more: tuple[str, str]) -> None:
         trailers = getattr(error, "trailers", ())
-        await context.abort(status_of(error), error.message[:2000], tuple(trailers))
+        await context.abort(status_of(error), error.message[:2000], (*trailers, *more))
 
     async def infer(message: Any, context: Any) -> bytes:
         service = await served(context)
         with counted() as record:
+            ask = asked(context, "ModelInfer", message, service)
+            request_id = ("x-request-id", ask.request_id.decode("latin-1"))
+            context.set_trailing_metadata((request_id,))
             try:
-                body = await service.infer(message, asked(context, "ModelInfer", message, service))
+                body = await service.infer(message, ask)
             except TwinpathError as error:
                 record("ModelInfer", status_of(error).name)
-                await refused(context, error)
+                await refused(context, error, request_id)
                 raise
             record("ModelInfer", "OK")
         return body
