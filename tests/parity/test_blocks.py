@@ -2,7 +2,7 @@
 
 import numpy as np
 import pyarrow as pa
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 
 from parity.random_graphs import Row, recipes, rows, try_build
 from twinpath.graph.columns import ROW_ERROR, Columns, row_count, take
@@ -20,6 +20,17 @@ def through_arrow(block: pa.Table | Columns) -> Columns:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(recipe=recipes, data=rows)
+# A declared column meets an undeclared one before a process edge, and only one of them is read on.
+@example(
+    recipe=[
+        ("affine", 0, [0], False, False),
+        ("undeclared", 0, [0], False, False),
+        ("affine", 0, [0], False, False),
+        ("affine", 3, [0, 2], False, True),
+        ("affine", 0, [5], False, False),
+    ],
+    data=[{"a": 0.0, "b": 0, "text": "x", "c": None}],
+)
 def test_a_chain_of_stage_calls_gives_what_the_local_runtime_gives(recipe, data):
     graph = try_build("random", recipe)
     assume(graph is not None)

@@ -19,26 +19,42 @@ from twinpath.graph.plan import INPUT, Plan
 
 @dataclass(frozen=True)
 class View:
-    """What a handle sees: column name → origin, and origins whose columns are not declared."""
+    """What a handle may see: column name → the origins that it may have, and origins whose columns
+    are not declared. Where two handles merge and one of them is undeclared, the plan does not know
+    whether both give a column, and so whether the merge is its origin: the first origin is right
+    whose column a block has."""
 
-    named: dict[str, int]
+    named: dict[str, tuple[int, ...]]
     open: tuple[int, ...]
 
 
 def views(plan: Plan) -> dict[int, View]:
     """The view of every step; mirrors how frames merge and how nodes write."""
-    found = {INPUT: View(dict.fromkeys(plan.input_schema.fields, INPUT), ())}
+    found = {INPUT: View(dict.fromkeys(plan.input_schema.fields, (INPUT,)), ())}
     for step in plan.steps:
-        named: dict[str, int] = {}
-        for source in step.sources:
-            for name, origin in found[source].named.items():
-                named[name] = origin if named.get(name, origin) == origin else step.id
-        opened = tuple(dict.fromkeys(o for source in step.sources for o in found[source].open))
         if step.node is not None and step.outputs is None:
             found[step.id] = View({}, (step.id,))
-        else:
-            found[step.id] = View(named | dict.fromkeys(step.outputs or {}, step.id), opened)
+            continue
+        seen = _merged([found[source] for source in step.sources], step.id)
+        written = dict.fromkeys(step.outputs or {}, (step.id,))
+        found[step.id] = View(seen.named | written, seen.open)
     return found
+
+
+def _merged(parts: list[View], at: int) -> View:
+    """What the union of handles sees, whose columns of more than one origin have ``at``."""
+    if all(part == parts[0] for part in parts):
+        return parts[0]
+    named: dict[str, tuple[int, ...]] = {}
+    for name in dict.fromkeys(name for part in parts for name in part.named):
+        given = [part.named[name] for part in parts if name in part.named]
+        others = [part.open for part in parts if name not in part.named and part.open]
+        if not others and all(origins == given[0] for origins in given):
+            named[name] = given[0]
+        else:
+            named[name] = (at, *dict.fromkeys(o for origins in (*given, *others) for o in origins))
+    opened = tuple(dict.fromkeys(origin for part in parts for origin in part.open))
+    return View(named, (at, *opened) if len(opened) > 1 else opened)
 
 
 def live_after(plan: Plan, stage: int) -> tuple[int, ...]:
@@ -89,18 +105,20 @@ def decode(block: Columns, plan: Plan, handles: Iterable[int]) -> State:
     for handle in handles:
         rows = np.flatnonzero(block[f"rows@{handle}"])
         whole = len(rows) == state.n
-        origins = dict(seen[handle].named)
+        origins: dict[str, int] = {}
+        for name, possible in seen[handle].named.items():
+            origin = next((o for o in possible if f"{name}@{o}" in block), None)
+            if origin is not None:
+                origins[name] = origin
         for origin in seen[handle].open:
             for key in block:
                 name, _, suffix = key.rpartition("@")
                 if suffix == str(origin) and name != "rows":
                     origins.setdefault(name, origin)
-        columns: Columns = {}
-        for name, origin in origins.items():
-            values = block.get(f"{name}@{origin}")
-            if values is not None:
-                columns[name] = values if whole else values[rows]
-        state.frames[handle] = Frame(rows, columns, {n: origins[n] for n in columns})
+        columns = {name: block[f"{name}@{origin}"] for name, origin in origins.items()}
+        if not whole:
+            columns = {name: values[rows] for name, values in columns.items()}
+        state.frames[handle] = Frame(rows, columns, origins)
     return state
 
 
