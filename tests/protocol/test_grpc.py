@@ -74,6 +74,12 @@ def test_errors_have_the_right_code_and_say_why(
 
 
 def test_a_deadline_that_is_over_is_kept(channel: grpc.Channel):
-    with pytest.raises(grpc.RpcError) as late:
-        infer(channel, [1, 2, 3, 4], timeout=1e-9)
-    assert late.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    """No time at all is a millisecond on the wire, in which a call may yet be answered."""
+    codes = []
+    for _ in range(100):
+        try:
+            infer(channel, [1, 2, 3, 4], timeout=1e-9)
+        except grpc.RpcError as late:
+            codes.append(late.code())
+    assert len(codes) > 10
+    assert set(codes) == {grpc.StatusCode.DEADLINE_EXCEEDED}
