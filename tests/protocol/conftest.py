@@ -4,11 +4,14 @@ import hashlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 import yaml
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from twinpath.online.session import ServeSession
 
@@ -31,7 +34,26 @@ def session() -> Iterator[ServeSession]:
         config = running.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         running.deploy(config)
+        for application in applications:
+            until_reached_by_grpc(running.grpc_port, application["name"])
         yield running
+
+
+def until_reached_by_grpc(port: int, application: str) -> None:
+    """Wait until HAProxy knows the replica: before, Serve's own proxy answers, which knows no
+    health service."""
+    asked = health_pb2.HealthCheckRequest(service="")
+    metadata = (("application", application),)
+    end_s = time.monotonic() + 60
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        while True:
+            try:
+                health_pb2_grpc.HealthStub(channel).Check(asked, metadata=metadata, timeout=10)
+            except grpc.RpcError as error:
+                assert time.monotonic() < end_s, error
+                time.sleep(0.05)
+            else:
+                return
 
 
 @pytest.fixture(scope="session")
