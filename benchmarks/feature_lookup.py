@@ -1,9 +1,8 @@
 """Ten features of one view by FeatureLookup, against Feast's client and a raw pipelined read.
 
 A redis-server of its own and a SQLite file hold the same entities. Ways are called in turns, in one
-process, on the event loop and with the garbage collection that replicas run with.
-At the end Redis is killed under load, and the time
-from its return to the first answer is taken.
+process, on the event loop and with the garbage collection that replicas run with. At the end Redis
+is killed under load, and the time from its return to the first answer is taken.
 """
 
 import asyncio
