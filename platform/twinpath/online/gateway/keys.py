@@ -136,7 +136,7 @@ class ApiKeys:
         self._limits: dict[tuple[str, bool], Rule] = {}
         self._records: dict[bytes, tuple[bytes, Principal]] = {}
         self._known: dict[bytes, Principal] = {}
-        self._watched = Watched(path)
+        self._watched, self._look_s = Watched(path), 0.0
         self._load()
 
     def reads(self, credentials: bytes) -> bool:
@@ -145,8 +145,10 @@ class ApiKeys:
 
     def principal(self, credentials: bytes) -> Principal:
         """See `Authenticator`."""
-        if self._watched.changed(CHECK_S):
-            self._reload()
+        now_s = time.monotonic()
+        if now_s >= self._look_s:
+            self._look_s = now_s + CHECK_S
+            self._reload_if_changed()
         found = self._known.get(credentials)
         if found is None:
             found = self._verified(credentials)
@@ -166,7 +168,9 @@ class ApiKeys:
             raise AccessError("this API key is not known")
         return principal
 
-    def _reload(self) -> None:
+    def _reload_if_changed(self) -> None:
+        if not self._watched.changed(0.0):
+            return
         try:
             self._load()
         except ConfigError as error:

@@ -41,10 +41,13 @@ class Limit:
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Raises LimitError or QuotaError."""
-        wait_s, remaining, ends_s = self._windows.hit(caller_of(ask), time.time())
-        self._policy.stand(ask, remaining, ends_s)
+        caller = ask.principal or caller_of(ask)
+        wait_s, remaining, ends_s = self._windows.hit(caller, time.time())
+        if ask.standing is None or wait_s:
+            ask.standing = (self._policy, remaining, ends_s)
+        else:
+            self._policy.stand(ask, remaining, ends_s)
         if wait_s:
-            ask.standing = (self._policy, 0, ends_s)
             raise refusal(self._text, self._quota, wait_s)
         return None
 

@@ -80,7 +80,11 @@ class Gateway:
 
     def admit(self, ask: Ask) -> Awaitable[None] | None:
         """Every rule in turn; an awaitable only if one of them has to wait."""
-        return admit_in_turn(self._admits, ask)
+        for admit in self._admits:
+            pending = admit(ask)
+            if pending is not None:
+                return _rest(pending, self._admits[self._admits.index(admit) + 1 :], ask)
+        return None
 
     def admit_rows(self, ask: Ask) -> None:
         """Rules about the number of rows."""
