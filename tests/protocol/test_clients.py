@@ -13,6 +13,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.network, pytest.mar
         ("tritonclient", "triton.py"),
         ("kserve", "kserve_client.py"),
         ("mlserver", "mlserver_client.py"),
+        ("mlserver", "mlserver_infer.py"),
     ],
 )
 def test_the_official_client_works_unmodified(

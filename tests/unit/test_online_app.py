@@ -227,7 +227,7 @@ async def test_posting_to_a_page_is_refused_as_json(client: httpx.AsyncClient):
     assert "GET" in answer.headers["allow"]
 
 
-@pytest.mark.parametrize("path", ["/", "/predictt", "/numbers", "/docs/none.js"])
+@pytest.mark.parametrize("path", ["/predictt", "/numbers", "/docs/none.js"])
 async def test_an_unknown_path_says_which_there_are(client: httpx.AsyncClient, path: str):
     error = error_of(await client.get(path), 404, "not_found")
     for known in ("POST /numbers/predict", "/docs", "/openapi.json", "/healthz", "/readyz"):

@@ -215,7 +215,10 @@ async def test_status_and_metadata(flights: httpx.AsyncClient):
                     "state": "AVAILABLE",
                     "status": {"error_code": "OK", "error_message": ""},
                 }
-            ]
+            ],
+            # These two are KServe's.
+            "name": "flights",
+            "ready": True,
         }
         metadata = (await flights.get(f"/{place}/metadata")).json()
         assert metadata["model_spec"] == {"name": "flights", "signature_name": "", "version": "1"}

@@ -12,7 +12,9 @@ from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Gate
 
 #: Probes have no credentials; these say nothing but whether the server is there.
-OPEN_PATHS = ("/healthz", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready")
+OPEN_PATHS = (
+    "/", "/healthz", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready",
+)  # fmt: skip
 
 #: Key of the ASGI scope under which routes find the `Ask` that the gateway let in.
 ASK = "twinpath.ask"

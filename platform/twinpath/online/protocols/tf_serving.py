@@ -65,7 +65,12 @@ def inference(plane: DataPlane) -> dict[str, Codec]:
 
 
 def routes(plane: DataPlane) -> list[BaseRoute]:
-    """Status and metadata; models, versions and verbs that are not here."""
+    """Status and metadata; models, versions and verbs that are not here. KServe's first protocol
+    is this one, with a liveness at the root and ``ready`` in the status: its clients ask for both.
+    """
+
+    async def alive(request: StarletteRequest) -> JSONResponse:
+        return JSONResponse({"status": "alive"})
 
     async def answer(request: StarletteRequest) -> JSONResponse:
         place: str = request.path_params["place"]
@@ -84,7 +89,10 @@ def routes(plane: DataPlane) -> list[BaseRoute]:
             return JSONResponse({"error": error.message}, _status_code(error))
         return JSONResponse(document)
 
-    return [Route(_ROOT + "/{place:path}", answer, methods=["GET", "POST"])]
+    return [
+        Route("/", alive),
+        Route(_ROOT + "/{place:path}", answer, methods=["GET", "POST"]),
+    ]
 
 
 class PredictCodec:
@@ -353,7 +361,11 @@ async def _status(plane: DataPlane, version: str) -> dict[str, Any]:
     missing = await plane.ready()
     state = "AVAILABLE" if not missing else "LOADING" if plane.loaded else "END"
     status = {"error_code": "OK", "error_message": "; ".join(missing)}
-    return {"model_version_status": [{"version": version, "state": state, "status": status}]}
+    return {
+        "model_version_status": [{"version": version, "state": state, "status": status}],
+        "name": plane.name,
+        "ready": not missing,
+    }
 
 
 def _metadata(plane: DataPlane, version: str) -> dict[str, Any]:
