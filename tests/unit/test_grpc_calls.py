@@ -16,7 +16,7 @@ from twinpath.errors import TwinpathError
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
-from twinpath.online.oip_service import SERVICE, OipService, service_handlers
+from twinpath.online.oip_service import METHODS, SERVICE, OipService, service_handlers
 from twinpath.online.protocols import oip_pb2 as pb
 
 
@@ -57,29 +57,34 @@ class Served:
         self.service = OipService(app.frontend)
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[Any]:
+    def counted(self, method: str) -> Iterator[Any]:
         self.ongoing += 1
-        how: list[tuple[str, str]] = []
+        how: list[str] = []
         try:
-            yield lambda method, code: how.append((method, code))
+            yield how.append
         finally:
             self.ongoing -= 1
-            self.ended += how or [("", "CANCELLED")]
+            self.ended += [(method, code) for code in how or ["CANCELLED"]]
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[Any]:
+    async def channel(self) -> AsyncIterator[grpc.aio.Channel]:
         server = grpc.aio.server()
         server.add_generic_rpc_handlers((service_handlers(lambda: self.service, self.counted),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel
+        await server.stop(None)
+        await self.batcher.close()
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Any]:
+        async with self.channel() as channel:
             yield channel.unary_unary(
                 f"/{SERVICE}/ModelInfer",
                 request_serializer=pb.ModelInferRequest.SerializeToString,
                 response_deserializer=pb.ModelInferResponse.FromString,
             )
-        await server.stop(None)
-        await self.batcher.close()
 
     async def until(self, condition: Any) -> None:
         async with asyncio.timeout(30):
@@ -138,7 +143,7 @@ async def test_rows_of_a_caller_who_cancels_are_not_run_and_are_counted():
         served.node.opened.set()
         await first
         assert served.node.ran == [1.0]
-    assert served.ended == [("", "CANCELLED"), ("ModelInfer", "OK")]
+    assert served.ended == [("ModelInfer", "CANCELLED"), ("ModelInfer", "OK")]
 
 
 async def test_calls_are_counted_by_their_status_and_tell_their_id():
@@ -155,3 +160,19 @@ async def test_calls_are_counted_by_their_status_and_tell_their_id():
         large = numbers(*range(200))
         assert await infer(large).code() == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert [code for _, code in served.ended] == ["OK", "NOT_FOUND", "RESOURCE_EXHAUSTED"]
+
+
+async def test_methods_beside_inference_are_counted_too():
+    served = Served()
+    calls = [(name, METHODS[name](), "OK") for name in METHODS]
+    for _, message, _ in calls:
+        for field in ("name", "model_name"):
+            if field in message.DESCRIPTOR.fields_by_name:
+                setattr(message, field, "numbers")
+    calls.append(("ModelMetadata", pb.ModelMetadataRequest(name="letters"), "NOT_FOUND"))
+    async with served.channel() as channel:
+        for name, message, code in calls:
+            call = channel.unary_unary(f"/{SERVICE}/{name}")(message.SerializeToString())
+            assert (await call.code()).name == code
+    assert served.ended == [(name, code) for name, _, code in calls]
+    assert served.ongoing == 0

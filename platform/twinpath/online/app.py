@@ -23,7 +23,7 @@ from twinpath.graph.plan import Plan
 from twinpath.online import openapi, protocols
 from twinpath.online.batcher import Batcher
 from twinpath.online.dataplane import Ask, DataPlane
-from twinpath.online.exchange import Answer, Codec, Headers, Request
+from twinpath.online.exchange import Answer, Codec, Headers, Refused, Request
 from twinpath.online.feature_args import PushArgs
 from twinpath.online.feature_push import feature_push
 from twinpath.online.frontend import Frontend
@@ -103,23 +103,23 @@ class GraphApp:
         try:
             body = await self._body(headers, receive)
         except BodyTooLargeError as error:
-            answer = codec.refuse(error)
-        else:
-            if body is None:
-                return
-            ask = self.frontend.ask(scope["path"], headers, len(body), peer)
-            if self._echo_request_id:
-                extra.append((b"x-request-id", ask.request_id))
-            request = Request(scope["path"], scope["query_string"], headers, body)
-            future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-            exchange = self.frontend.begin(
-                codec, request, ask, lambda a: None if future.done() else future.set_result(a)
-            )
-            try:
-                answer = await future
-            except asyncio.CancelledError:
-                exchange.give_up()
-                raise
+            codec, body = Refused(codec, error), b""
+        if body is None:
+            return
+        size = len(body) or _declared(headers)
+        ask = self.frontend.ask(scope["path"], headers, size, peer)
+        if self._echo_request_id:
+            extra.append((b"x-request-id", ask.request_id))
+        request = Request(scope["path"], scope["query_string"], headers, body)
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        exchange = self.frontend.begin(
+            codec, request, ask, lambda a: None if future.done() else future.set_result(a)
+        )
+        try:
+            answer = await future
+        except asyncio.CancelledError:
+            exchange.give_up()
+            raise
         extra += [
             (b"content-type", answer.media),
             (b"content-length", b"%d" % len(answer.body)),
@@ -130,10 +130,9 @@ class GraphApp:
 
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytes | None:
         """The whole body; None when the client hung up. Never holds more than the limit."""
-        declared = headers.get(b"content-length", b"0")
-        limit_bytes = self.frontend.max_body_bytes
-        if declared.isdigit() and int(declared) > limit_bytes:
-            raise too_large(int(declared), limit_bytes)
+        declared, limit_bytes = _declared(headers), self.frontend.max_body_bytes
+        if declared > limit_bytes:
+            raise too_large(declared, limit_bytes)
         parts, size = [], 0
         while True:
             message = await receive()
@@ -263,6 +262,12 @@ def too_large(size: int, limit_bytes: int) -> BodyTooLargeError:
         f"the body has {size} bytes or more and the limit is {limit_bytes}: "
         "send fewer rows in a request, or score them with a batch job"
     )
+
+
+def _declared(headers: dict[bytes, bytes]) -> int:
+    """The length of the body as the headers have it; 0 if they do not say."""
+    declared = headers.get(b"content-length", b"0")
+    return int(declared) if declared.isdigit() else 0
 
 
 def _with(request_id: bytes, send: Send) -> Send:

@@ -68,3 +68,16 @@ class Codec(Protocol):
 
     def refuse(self, error: TwinpathError) -> Answer:
         """The error in the protocol's own form. Retry-After is added by the server."""
+
+
+class Refused:
+    """The codec of a request that is not read, such as one over the limit: it passes the gateway,
+    which says who asked and notes it down, and where others are decoded it is refused."""
+
+    def __init__(self, codec: Codec, error: TwinpathError) -> None:
+        self._error = error
+        self.refuse = codec.refuse
+
+    def decode(self, request: Request) -> Call | Answer:
+        """See `Codec`."""
+        raise self._error

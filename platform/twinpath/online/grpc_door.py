@@ -54,22 +54,25 @@ class GrpcDoor:
         return self._service
 
     @contextlib.contextmanager
-    def counted(self) -> Iterator[Callable[[str, str], None]]:
-        """A call runs; what it yields is told the method and gRPC status at its end."""
+    def counted(self, method: str) -> Iterator[Callable[[str], None]]:
+        """A call of a method runs; what it yields is told the gRPC status at its end."""
         if self._metrics is None:
             self._metrics = ServeMetrics(self._replica, "GRPC", "")
         metrics, started_s = self._metrics, time.monotonic()
-        ended = ("", "CANCELLED")
+        code = ""
 
-        def record(method: str, code: str) -> None:
-            nonlocal ended
-            ended = (method, code)
+        def record(status: str) -> None:
+            nonlocal code
+            code = status
 
         metrics.began()
         try:
             yield record
+        except Exception:
+            code = code or "UNKNOWN"  # what gRPC answers then
+            raise
         finally:
-            method, code = ended
+            code = code or "CANCELLED"
             metrics.ended(
                 method, code, (time.monotonic() - started_s) * 1000,
                 refused=code != "OK", failed=code in _FAILURES,

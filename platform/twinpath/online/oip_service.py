@@ -10,7 +10,7 @@ import grpc
 import twinpath
 from twinpath.errors import GRPC_STATUS, BodyTooLargeError, TwinpathError
 from twinpath.online.dataplane import Ask
-from twinpath.online.exchange import Answer, Request
+from twinpath.online.exchange import Answer, Codec, Refused, Request
 from twinpath.online.frontend import Frontend
 from twinpath.online.protocols import oip_grpc
 from twinpath.online.protocols import oip_pb2 as pb
@@ -63,13 +63,12 @@ class OipService:
 
     async def infer(self, message: pb.ModelInferRequest, ask: Ask) -> bytes:
         """The serialised ModelInferResponse. Raises TwinpathError."""
+        codec: Codec = oip_grpc.GrpcCodec(self.plane, self._rest, message)
         limit = self._frontend.max_body_bytes
         if ask.body_bytes > limit:
-            raise BodyTooLargeError(
-                f"the message has {ask.body_bytes} bytes, and the limit is {limit}: send fewer rows"
-            )
+            text = f"the message has {ask.body_bytes} bytes, and the limit is {limit}"
+            codec = Refused(codec, BodyTooLargeError(f"{text}: send fewer rows"))
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
-        codec = oip_grpc.GrpcCodec(self.plane, self._rest, message)
         exchange = self._frontend.begin(
             codec,
             Request(ask.path, b"", ask.headers, b""),
@@ -155,10 +154,10 @@ def status_of(error: TwinpathError) -> grpc.StatusCode:
 
 
 def service_handlers(
-    find: Callable[[], OipService | None], counted: Callable[[], Any]
+    find: Callable[[], OipService | None], counted: Callable[[str], Any]
 ) -> grpc.GenericRpcHandler:
     """Handlers for a ``grpc.aio`` server. ``find`` gives the service once it exists; ``counted``
-    makes a context manager that is told of each call's gRPC status."""
+    makes a context manager of a method's name, which is told of the call's gRPC status."""
 
     def asked(context: Any, method: str, message: Any, service: OipService) -> Ask:
         return service.ask(
@@ -179,38 +178,41 @@ def service_handlers(
 
     async def infer(message: Any, context: Any) -> bytes:
         service = await served(context)
-        with counted() as record:
+        with counted("ModelInfer") as record:
             ask = asked(context, "ModelInfer", message, service)
             request_id = ("x-request-id", ask.request_id.decode("latin-1"))
             context.set_trailing_metadata((request_id,))
             try:
                 body = await service.infer(message, ask)
             except TwinpathError as error:
-                record("ModelInfer", status_of(error).name)
+                record(status_of(error).name)
                 await refused(context, error, request_id)
                 raise
-            record("ModelInfer", "OK")
+            record("OK")
         return body
 
     async def stream(messages: Any, context: Any) -> AsyncIterator[bytes]:
         service = await served(context)
-        with counted() as record:
+        with counted("ModelStreamInfer") as record:
             async for answer in service.stream(
                 messages, lambda m: asked(context, "ModelStreamInfer", m, service)
             ):
                 yield answer.SerializeToString()
-            record("ModelStreamInfer", "OK")
+            record("OK")
 
     def other(method: str) -> Any:
         async def handle(message: Any, context: Any) -> bytes:
             service = await served(context)
-            try:
-                ask = asked(context, method, message, service)
-                answered = await service.other(method, message, ask)
-            except TwinpathError as error:
-                await refused(context, error)
-                raise
-            body: bytes = answered.SerializeToString()
+            with counted(method) as record:
+                try:
+                    ask = asked(context, method, message, service)
+                    answered = await service.other(method, message, ask)
+                except TwinpathError as error:
+                    record(status_of(error).name)
+                    await refused(context, error)
+                    raise
+                body: bytes = answered.SerializeToString()
+                record("OK")
             return body
 
         return handle

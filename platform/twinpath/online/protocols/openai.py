@@ -81,13 +81,13 @@ class OpenAIDoor:
         ask = frontend.ask(path, headers, size, peer)
         answer = _Answer(self._frontend, ask, send, echo_request_id)
         try:
-            if size > frontend.max_body_bytes:
-                raise _too_large(frontend.max_body_bytes)
-            self._check_health()
             if frontend.gate is not None:
                 pending = frontend.gate.admit(ask)
                 if pending is not None:
                     await pending
+            if size > frontend.max_body_bytes:
+                raise _too_large(frontend.max_body_bytes)
+            self._check_health()
         except TwinpathError as error:
             await answer.refuse(error)
             answer.end()
