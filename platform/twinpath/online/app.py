@@ -148,7 +148,7 @@ class GraphApp:
 
     def _other_routes(self, more: Sequence[BaseRoute]) -> Starlette:
         plane = self._plane
-        document = openapi.describe(plane.plan, twinpath.__version__)
+        document = openapi.describe(plane.plan, twinpath.__version__, plane.metadata.versions)
 
         async def describe(request: StarletteRequest) -> JSONResponse:
             root = request.scope.get("root_path", "")

@@ -1,6 +1,7 @@
 """The OpenAPI 3.1 description of a graph's REST endpoint, and the page that shows it."""
 
 import html
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,22 +39,10 @@ _ROW_ERROR_SCHEMA: dict[str, Any] = {
         "field": {"type": ["string", "null"]},
     },
 }
-_FAILURES = {
-    "400": "the body is empty or is not JSON rows",
-    "401": "no valid credentials, where they are asked for",
-    "403": "the credentials do not open this graph",
-    "413": "the body or its number of rows is over the limit",
-    "415": "the body is not JSON",
-    "422": "a row does not fit the input model, or a node could not compute it",
-    "429": "the caller's own limit is reached; retry after Retry-After seconds",
-    "500": "a node broke its contract, or an unexpected error",
-    "503": "the queue is full; retry after Retry-After seconds",
-    "504": "the rows waited too long and were not run",
-}
 
 
-def describe(plan: Plan, version: str) -> dict[str, Any]:
-    """The OpenAPI document, as plain data."""
+def describe(plan: Plan, version: str, versions: Sequence[str] = ("1",)) -> dict[str, Any]:
+    """The OpenAPI document, as plain data. ``versions`` are the model's."""
     given, answer = plan.input_schema.model, plan.output_schema.model
     models, definitions = models_json_schema(
         [(given, "validation"), (answer, "serialization")],
@@ -75,12 +64,12 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
         "items": {"$ref": "#/components/schemas/RowError"},
         "description": "only with on_error=partial",
     }
+    error = _json({"$ref": "#/components/schemas/Error"})
     failures = {
-        status: {"description": text, "content": _json({"$ref": "#/components/schemas/Error"})}
-        for status, text in _FAILURES.items()
+        status: {"description": text, "content": error}
+        for status, text in openapi_protocols.INFERENCE.items()
     }
     predict = {
-        "operationId": "predict",
         "tags": ["inference"],
         "summary": f"Predict with graph {plan.graph_name}",
         "parameters": [
@@ -97,18 +86,30 @@ def describe(plan: Plan, version: str) -> dict[str, Any]:
             **failures,
         },
     }
-    answers = {"200": {"description": "yes"}, "503": {"description": "not yet"}}
+    answers = {
+        "200": {"description": "yes", "content": _json({"type": "object"})},
+        "503": {"description": "not yet", "content": error},
+    }
     probe = {"tags": ["health"], "responses": answers}
     return {
         "openapi": "3.1.0",
         "info": {"title": plan.graph_name, "version": version},
+        # Where the gateway asks for credentials, one of these.
+        "security": [{}, {"key": []}, {"token": []}],
         "paths": {
-            f"/{plan.graph_name}/predict": {"post": predict},
+            f"/{plan.graph_name}/predict": {"post": predict | {"operationId": "predict"}},
+            "/predict": {"post": predict | {"operationId": "predictHere"}},
             "/healthz": {"get": {"summary": "Is the process alive?", **probe}},
             "/readyz": {"get": {"summary": "Can it answer?", **probe}},
-            **openapi_protocols.paths(plan),
+            **openapi_protocols.paths(plan, example, versions),
         },
-        "components": {"schemas": schemas},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+                "token": {"type": "http", "scheme": "bearer"},
+            },
+        },
     }
 
 
