@@ -101,11 +101,14 @@ def served() -> Iterator[Served]:
             "api_keys": str(session.folder / "keys"),
             "limits": {"rate": "1000/second"},
             "audit_log": str(session.folder / "audit.jsonl"),
+            "cors": {"allow_origins": ["https://me.example"]},
         }
         guarded = application("fused", gateway=gateway)
         guarded |= {"name": "guarded", "route_prefix": "/guarded"}
-        served.deploy([*(application(graph) for graph in GRAPHS), placed, tight, guarded])
-        for graph in (*GRAPHS, "placed", "tight", "guarded"):
+        pair = application("fused", ingress={"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}})
+        pair |= {"name": "pair", "route_prefix": "/pair"}
+        served.deploy([*(application(graph) for graph in GRAPHS), placed, tight, guarded, pair])
+        for graph in (*GRAPHS, "placed", "tight", "guarded", "pair"):
             session.wait_until_ready(f"/{graph}/readyz")
         yield served
     assert session.processes() == []

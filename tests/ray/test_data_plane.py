@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -146,26 +147,95 @@ def test_keys_rotate_while_it_serves(served: Served):
     assert status(served.key) == 200
 
 
+def audited(served: Served, request_id: str) -> dict[str, Any]:
+    """The audit log's line of a request, once it is written."""
+    path = served.session.folder / "audit.jsonl"
+    until(lambda: path.exists() and request_id in path.read_text(), 20, "the line is written")
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    [found] = [line for line in lines if line["request_id"] == request_id]
+    return found
+
+
 def test_the_audit_log_names_who_asked(served: Served):
     with served.client("guarded") as client:
         headers = {"x-api-key": served.key, "x-request-id": "for-the-audit"}
         client.post("/fused/predict", json=BODY, headers=headers)
-    path = served.session.folder / "audit.jsonl"
-    until(lambda: "for-the-audit" in path.read_text(), 10, "the line is written")
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    [line] = [line for line in lines if line["request_id"] == "for-the-audit"]
+    line = audited(served, "for-the-audit")
     assert (line["principal"], line["status"], line["rows"]) == ("ann", 200, 1)
-    assert served.key not in path.read_text()
+    assert served.key not in (served.session.folder / "audit.jsonl").read_text()
+
+
+def replicas_of(served: Served, app: str) -> list[str]:
+    """Where the ingress replicas of an application listen, before HAProxy."""
+    first = int(served.session.env["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"])
+    found = []
+    for port in range(first, first + 40):
+        url = f"http://127.0.0.1:{port}/{app}"
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                found.append(url)
+    return found
 
 
 def test_a_model_is_unloaded_on_every_replica_and_loaded_again(served: Served):
-    with served.client("fused") as client:
-        infer = "/v2/models/fused/infer"
-        assert client.post("/v2/repository/models/fused/unload").status_code == 200
-        refused = [client.post(infer, json=OIP).status_code for _ in range(6)]
-        assert client.post("/v2/repository/models/fused/load").status_code == 200
-        accepted = [client.post(infer, json=OIP).status_code for _ in range(6)]
-    assert (set(refused), set(accepted)) == ({503}, {200})
+    until(lambda: len(replicas_of(served, "pair")) == 2, 60, "both replicas listen")
+    replicas = replicas_of(served, "pair")
+    infer = "/v2/models/fused/infer"
+
+    def statuses(method: str, path: str, body: Any = None) -> list[int]:
+        return [httpx.request(method, each + path, json=body).status_code for each in replicas]
+
+    # Each replica in turn is the one that is asked to tell the others.
+    for asked in replicas:
+        for change, status in (("unload", 503), ("load", 200)):
+            path = f"/v2/repository/models/fused/{change}"
+            assert httpx.post(asked + path, timeout=60).status_code == 200
+            assert statuses("POST", infer, OIP) == [status, status]
+            assert statuses("GET", "/v2/models/fused/ready") == [status, status]
+            assert statuses("GET", "/readyz") == [status, status]
+
+
+def test_a_model_is_unloaded_over_grpc_on_every_replica(served: Served):
+    until(lambda: len(replicas_of(served, "pair")) == 2, 60, "both replicas listen")
+    replicas = replicas_of(served, "pair")
+    with grpc.insecure_channel(f"127.0.0.1:{served.session.grpc_port}") as channel:
+        for change, status in (("Unload", 503), ("Load", 200)):
+            message = getattr(pb, f"RepositoryModel{change}Request")(model_name="fused")
+            call = channel.unary_unary(f"/inference.GRPCInferenceService/RepositoryModel{change}")
+            metadata = (("application", "pair"),)
+            call(message.SerializeToString(), metadata=metadata, timeout=60)
+            ready = [httpx.get(f"{each}/readyz").status_code for each in replicas]
+            assert ready == [status, status]
+
+
+def test_browsers_may_ask_from_the_origins_that_are_allowed_and_no_others(served: Served):
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "x-api-key"}
+    allowed, other = {"origin": "https://me.example"}, {"origin": "https://eve.example"}
+    name = "access-control-allow-origin"
+    with served.client("guarded") as client:
+        for path in ("/fused/predict", "/v2/models/fused/infer"):
+            # A preflight has no credentials.
+            preflight = client.options(path, headers=asked | allowed)
+            assert (preflight.status_code, preflight.headers[name]) == (200, allowed["origin"])
+            assert "x-api-key" in preflight.headers["access-control-allow-headers"].lower()
+            refused = client.options(path, headers=asked | other)
+            assert (refused.status_code, refused.headers.get(name)) == (400, None)
+        key = {"x-api-key": served.key}
+        for origin, told in ((allowed, allowed["origin"]), (other, None)):
+            answer = client.post("/fused/predict", json=BODY, headers=origin | key)
+            assert (answer.status_code, answer.headers.get(name)) == (200, told)
+        # A page has to be able to read why it was refused.
+        answer = client.post("/fused/predict", json=BODY, headers=allowed)
+        assert (answer.status_code, answer.headers.get(name)) == (401, allowed["origin"])
+
+
+def test_a_body_over_the_limit_is_in_the_audit_log(served: Served):
+    headers = {"x-api-key": served.key, "x-request-id": "too-large"}
+    with served.client("guarded") as client:
+        answer = client.post("/fused/predict", content=b" " * (9 << 20), headers=headers)
+    assert answer.status_code == 413
+    line = audited(served, "too-large")
+    assert (line["principal"], line["status"], line["code"]) == ("ann", 413, "body_too_large")
 
 
 def test_hostile_bytes_harm_nobody(served: Served):

@@ -5,10 +5,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import graphs_for_tests as graphs
+import grpc
 import httpx
 import numpy as np
 import pytest
 from conftest import Served, until
+
+from twinpath.online.protocols import oip_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -131,8 +134,14 @@ def test_requests_are_counted_by_serve(served: Served):
         for x in range(20):
             assert predict(client, "fused", x + 20).status_code == 200
     until(lambda: served.counted("fused", "/fused/fused/predict") >= 20, 60, "20 requests counted")
+    metadata = pb.ModelMetadataRequest(name="fused").SerializeToString()
+    with grpc.insecure_channel(f"127.0.0.1:{served.session.grpc_port}") as channel:
+        call = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
+        call(metadata, metadata=(("application", "fused"),), timeout=30)
+    until(lambda: served.counted("fused", "ModelMetadata") >= 1, 60, "a call is counted")
     lines = [line for line in served.metrics() if 'graph="fused"' in line]
-    for name in ("requests_total", "queue_seconds_count", "batch_rows_bucket", "node_seconds_sum"):
+    for name in ("requests_total", "queue_seconds_count", "batch_rows_bucket", "node_seconds_sum",
+                 "decode_seconds_count", "encode_seconds_sum"):  # fmt: skip
         assert any(line.startswith(f"ray_twinpath_{name}{{") for line in lines), name
 
 

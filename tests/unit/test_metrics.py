@@ -5,7 +5,8 @@ from typing import Any
 
 from twinpath.online.batcher import Timing
 from twinpath.online.dataplane import Ask
-from twinpath.online.metrics import COUNTERS, HISTOGRAMS, Buckets, GraphMetrics
+from twinpath.online.metrics import COUNTERS, HISTOGRAMS, SUMS, Buckets, GraphMetrics
+from twinpath.online.statistics import Statistics
 
 
 class Recorder:
@@ -47,11 +48,13 @@ def test_a_bucket_holds_what_is_at_most_its_bound():
 
 async def test_requests_and_batches_are_counted_exactly():
     recorder = Recorder()
-    metrics = GraphMetrics("g", "r", recorder.make)
+    statistics = Statistics()
+    metrics = GraphMetrics("g", "r", recorder.make, statistics)
     for queue_s, status in ((0.0001, 200), (0.003, 200), (0.3, 503)):
         asked = Ask("g", {})
         asked.timing = Timing(queue_s, 0.01, 4, {"a": 0.004})
         metrics.request(asked, status, queue_s + 0.01)
+        statistics.request(2, asked.timing, queue_s + 0.01, True, 0.25, 0.5)
     metrics.batch(Timing(0.0, 0.01, 4, {"a": 0.004, "b": 0.2}))
     metrics.flush()
     metrics.flush()  # cumulative values are set, not added again
@@ -63,12 +66,16 @@ async def test_requests_and_batches_are_counted_exactly():
     assert recorder.get("twinpath_queue_seconds_bucket", le="0.005") == 2
     assert recorder.get("twinpath_queue_seconds_bucket", le="+Inf") == 3
     assert recorder.get("twinpath_batch_rows_sum") == 4
+    assert recorder.get("twinpath_decode_seconds_count") == 3
+    assert recorder.get("twinpath_decode_seconds_sum") == 0.75
+    assert recorder.get("twinpath_encode_seconds_count") == 3
+    assert recorder.get("twinpath_encode_seconds_sum") == 1.5
     assert recorder.get("twinpath_node_seconds_bucket", node="b", le="0.1") == 0
     assert recorder.get("twinpath_node_seconds_bucket", node="b", le="0.2") == 1
     await asyncio.sleep(0)
 
 
 def test_names_say_their_unit():
-    for name in HISTOGRAMS:
+    for name in (*HISTOGRAMS, *SUMS):
         assert name.endswith(("_seconds", "_rows"))
     assert not set(COUNTERS) & set(HISTOGRAMS)

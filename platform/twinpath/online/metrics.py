@@ -15,6 +15,7 @@ from typing import Any
 
 from twinpath.online.batcher import Timing
 from twinpath.online.dataplane import Ask
+from twinpath.online.statistics import Duration, Statistics
 
 FLUSH_S = 1.0
 
@@ -33,6 +34,12 @@ HISTOGRAMS: dict[str, tuple[tuple[float, ...], tuple[str, ...], str]] = {
     "twinpath_batch_rows": (_ROWS, (), "Rows of a batch."),
     "twinpath_batch_seconds": (_SECONDS, (), "Time that a batch ran."),
     "twinpath_node_seconds": (_SECONDS, ("node",), "Time that a node took in a batch."),
+}
+#: Name → (what `Statistics` has of it, what it says). Only ``_sum`` and ``_count``: to find a
+#: bucket would cost every request something, and these two are counted for clients in any case.
+SUMS = {
+    "twinpath_decode_seconds": ("compute_input", "Time to read the rows of a request."),
+    "twinpath_encode_seconds": ("compute_output", "Time to write the answer of a request."),
 }
 
 
@@ -66,8 +73,13 @@ class GraphMetrics:
     text and labels; Ray's by default."""
 
     def __init__(
-        self, graph: str, replica: str, make: Callable[[str, str, str, tuple[str, ...]], Any]
+        self,
+        graph: str,
+        replica: str,
+        make: Callable[[str, str, str, tuple[str, ...]], Any],
+        statistics: Statistics,
     ) -> None:
+        self._statistics = statistics
         self._fixed = {"graph": graph, "replica": replica}
         both = ("graph", "replica")
         self._counters = {
@@ -78,6 +90,11 @@ class GraphMetrics:
             f"{name}_{part}": make("Gauge", f"{name}_{part}", text, (*both, *labels, *more))
             for name, (_, labels, text) in HISTOGRAMS.items()
             for part, more in (("bucket", ("le",)), ("sum", ()), ("count", ()))
+        }
+        self._gauges |= {
+            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, both)
+            for name, (_, text) in SUMS.items()
+            for part in ("sum", "count")
         }
         self._counts: Counter[tuple[str, tuple[str, ...]]] = Counter()
         #: Requests by transport and status.
@@ -131,6 +148,10 @@ class GraphMetrics:
                 self._gauges[f"{name}_bucket"].set(count, tags=tags | {"le": bound})
             self._gauges[f"{name}_count"].set(series[-1][1], tags=tags)
             self._gauges[f"{name}_sum"].set(buckets.total, tags=tags)
+        for name, (stage, _) in SUMS.items():
+            spent: Duration = getattr(self._statistics, stage)
+            self._gauges[f"{name}_count"].set(spent.count, tags=self._fixed)
+            self._gauges[f"{name}_sum"].set(spent.seconds, tags=self._fixed)
         for flush in self.also:
             flush()
 

@@ -124,12 +124,13 @@ class Ingress(GrpcMethods):
         )
         if self._side is not None:
             app.frontend.remember = self._side.feedback.remember
-        metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric)
+        plane = app.frontend.plane
+        metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric, plane.statistics)
         nodes = self._executor.nodes
         metrics.also.append(FeatureMetrics(self._plan.graph_name, replica, nodes, ray_metric).flush)
         app.frontend.observe = metrics.request
-        app.frontend.plane.observe_batch = metrics.batch
-        app.frontend.plane.switch = self._switch
+        plane.observe_batch = metrics.batch
+        plane.switch = self._switch
         step = engine_step(self._plan)
         self._engine = None if step is None else self._executor.nodes[step.name]
         if self._engine is not None:
@@ -141,8 +142,8 @@ class Ingress(GrpcMethods):
                 asyncio.create_task(end_with(self.check_health)),
                 asyncio.create_task(engine.publish()),
             ]
-        app.frontend.plane.live_versions = self._live_versions
-        app.frontend.plane.notes = self._notes
+        plane.live_versions = self._live_versions
+        plane.notes = self._notes
         self._app = app
         return app
 
