@@ -1,4 +1,4 @@
-"""A served pair of graphs, and each client in its own environment."""
+"""Served graphs, and each client in its own environment."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ def session() -> Iterator[ServeSession]:
             "route_prefix": f"/{name}",
             "import_path": f"tests.protocol.graphs_for_tests:{name}_app",
         }
-        for name in ("wide", "scores")
+        for name in ("wide", "halves", "scores")
     ]
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT]) as running:
         config = running.folder / "config.yaml"

@@ -35,6 +35,10 @@ class Copy(Node):
         return {}
 
 
+class Halves(BaseModel):
+    x: Annotated[NDArray[Any], Tensor("bfloat16[4]")]
+
+
 class Features(BaseModel):
     x: Annotated[NDArray[Any], Tensor("float32[4]")]
 
@@ -60,8 +64,12 @@ wide = Graph("wide", input=Wide, output=Wide)
 with wide as rows:
     wide.output(Copy()(rows))
 
+halves = Graph("halves", input=Halves, output=Halves)
+with halves as rows:
+    halves.output(Copy()(rows))
+
 scores = Graph("scores", input=Features, output=Scores)
 with scores as rows:
     scores.output(Score()(rows))
 
-wide_app, scores_app = wide.app, scores.app
+wide_app, halves_app, scores_app = wide.app, halves.app, scores.app

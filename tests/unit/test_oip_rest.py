@@ -22,7 +22,7 @@ from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
 from twinpath.online.exchange import Call, Request
 from twinpath.online.protocols.oip_rest import InferCodec
-from twinpath.online.protocols.oip_tensors import NUMPY, from_json, from_raw, to_bf16, to_raw
+from twinpath.online.protocols.oip_tensors import NUMPY, from_json, from_raw, to_raw
 
 TENSORS = {name: dtype for name, dtype in NUMPY.items() if name not in ("BF16", "BYTES")}
 
@@ -269,7 +269,7 @@ def test_no_value_is_bent_into_a_datatype(datatype: str, data: list[Any]):
 
 @given(hnp.arrays(np.float32, 20, elements=st.floats(width=32)))
 def test_bfloat16_is_the_nearest_one(values: NDArray[np.float32]):
-    back = from_raw("x", "BF16", [20], memoryview(to_bf16(values)))
+    back = from_raw("x", "BF16", [20], memoryview(to_raw(values, "BF16")))
     with np.errstate(all="ignore"):
         error = np.abs(back - values)
         finite = np.isfinite(values) & np.isfinite(back)

@@ -1,7 +1,8 @@
 """Column types: what a column is made of, how values are brought to it, and what fills a gap.
 
 Written as text, ``"float64"``, ``"str"``, ``"float32[3,224,224]"``; the suffix is the shape of
-one row's value. ``"any"`` accepts every array.
+one row's value. ``"any"`` accepts every array. ``"bfloat16"``, which numpy does not have, is
+float32 in memory, and rounded where it is sent as that.
 """
 
 import re
@@ -15,7 +16,7 @@ from twinpath.errors import GraphError, did_you_mean
 
 _SCALARS = {
     "bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64",
-    "float16", "float32", "float64", "datetime64[us]", "str", "any",
+    "float16", "bfloat16", "float32", "float64", "datetime64[us]", "str", "any",
 }  # fmt: skip
 _SPEC = re.compile(r"^(?P<dtype>datetime64\[us\]|[a-z0-9]+)(?:\[(?P<shape>\d+(?:,\s*\d+)*)\])?$")
 
@@ -47,6 +48,8 @@ class ColumnType:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The numpy dtype of an array of this type; object for text and ``any``."""
+        if self.dtype == "bfloat16":
+            return np.dtype(np.float32)
         return np.dtype(object) if self.dtype in ("str", "any") else np.dtype(self.dtype)
 
     def accepts(self, other: "ColumnType") -> bool:
@@ -57,9 +60,9 @@ class ColumnType:
             return False
         if self.dtype == other.dtype:
             return True
-        if "str" in (self.dtype, other.dtype):
+        if "str" in (self.dtype, other.dtype) or self.dtype == "bfloat16":
             return False
-        return _widens(np.dtype(other.dtype), np.dtype(self.dtype))
+        return _widens(other.numpy_dtype, self.numpy_dtype)
 
     def conform(self, values: NDArray[Any]) -> NDArray[Any] | None:
         """The array as this type, widened if that loses nothing; None if it does not fit."""
@@ -81,7 +84,7 @@ class ColumnType:
 
         NaN for floats, NaT for times; text and ``any`` are filled with None by :meth:`filled`.
         """
-        if self.dtype.startswith("float"):
+        if self.numpy_dtype.kind == "f":
             return np.nan
         return np.datetime64("NaT") if self.dtype.startswith("datetime") else None
 

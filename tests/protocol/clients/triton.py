@@ -10,6 +10,7 @@ import tritonclient.grpc.aio as tgrpc_aio
 import tritonclient.http as thttp
 import tritonclient.http.aio as thttp_aio
 from every_dtype import TEXT, rows
+from ml_dtypes import bfloat16
 
 HTTP, GRPC = sys.argv[1:3]
 META = {"application": "scores"}
@@ -33,6 +34,20 @@ def same(result):
         assert found.tobytes() == values.tobytes(), (name, found)
     texts = [t.decode() if isinstance(t, bytes) else t for t in result.as_numpy("BYTES").tolist()]
     assert texts == TEXT.tolist(), texts
+
+
+def halves(api):
+    """Two rows in BF16, which the client takes as that type only."""
+    values = np.array([[1.0, -0.0, np.inf, 3e38], [1e-40, np.nan, 2.0**-133, -65280]], bfloat16)
+    tensor = api.InferInput("x", [2, 4], "BF16")
+    tensor.set_data_from_numpy(values)
+    return values, [tensor]
+
+
+def same_bits(values, result):
+    found = result.as_numpy("x")
+    assert found.dtype == bfloat16, found.dtype
+    assert found.tobytes() == values.tobytes(), (values, found)
 
 
 def score_input(api, x=(1, 9, 3, 4)):
@@ -62,6 +77,10 @@ def http():
                     response_compression_algorithm="gzip",
                 )
             )
+    with thttp.InferenceServerClient(f"{HTTP}/halves") as client:
+        values, inputs = halves(thttp)
+        for _ in range(3):
+            same_bits(values, client.infer("halves", inputs))
     with thttp.InferenceServerClient(f"{HTTP}/scores", concurrency=4) as client:
         assert client.get_server_metadata()["name"] == "twinpath"
         assert client.get_model_metadata("scores", "1")["inputs"][0]["shape"] == [-1, 4]
@@ -105,6 +124,8 @@ def grpc():
         assert client.is_model_ready("wide", headers=WIDE)
         same(client.infer("wide", wide_inputs(tgrpc), headers=WIDE))
         same(client.infer("wide", wide_inputs(tgrpc), headers=WIDE, compression_algorithm="gzip"))
+        values, inputs = halves(tgrpc)
+        same_bits(values, client.infer("halves", inputs, headers={"application": "halves"}))
         metadata = client.get_model_metadata("scores", headers=META)
         assert list(metadata.inputs[0].shape) == [-1, 4]
         assert client.get_model_config("scores", headers=META).config.max_batch_size > 1

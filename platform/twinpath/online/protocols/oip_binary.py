@@ -102,7 +102,7 @@ class Heads:
             dtype = NUMPY[datatype]
             if size is None or datatype != wanted[0] or shape[1:] != wanted[1]:
                 return
-            if dtype.hasobject or dtype != dtype.newbyteorder("<"):
+            if dtype.hasobject or datatype == "BF16" or dtype != dtype.newbyteorder("<"):
                 return
             places.append((name, dtype, tuple(shape), size // dtype.itemsize, at))
             at += size

@@ -101,7 +101,7 @@ class GrpcCodec:
             if output.classes:
                 values, datatype = classified(output.name, values, output.classes), "BYTES"
             response.outputs.add(name=output.name, datatype=datatype, shape=values.shape)
-            response.raw_output_contents.append(to_raw(values))
+            response.raw_output_contents.append(to_raw(values, datatype))
         for subject, text in outcome.remarks.items():
             response.parameters[subject].string_param = text
         return Answer(200, response.SerializeToString(), PROTOBUF)

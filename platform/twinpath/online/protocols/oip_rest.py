@@ -165,7 +165,8 @@ class InferCodec:
         """The names of the outputs that are asked for, if all are numbers in binary."""
         for output in wanted:
             kind = self._outputs[output.name]
-            if not output.binary or output.classes or kind.numpy_dtype.kind in "OM":
+            as_in_memory = kind.numpy_dtype.kind not in "OM" and kind.dtype != "bfloat16"
+            if not output.binary or output.classes or not as_in_memory:
                 return None
         return [output.name for output in wanted]
 
@@ -304,7 +305,7 @@ class InferCodec:
             "name": output.name, "datatype": datatype, "shape": list(values.shape),
         }  # fmt: skip
         if output.binary:
-            raw = to_raw(values)
+            raw = to_raw(values, datatype)
             tail.append(raw)
             tensor["parameters"] = {"binary_data_size": len(raw)}
         elif values.dtype.kind in "OM":

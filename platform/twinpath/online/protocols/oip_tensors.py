@@ -37,6 +37,7 @@ NUMPY: dict[str, np.dtype[Any]] = {
     "BYTES": np.dtype(object),
 }
 _NAMES = {str(dtype): name for name, dtype in NUMPY.items() if name not in ("BF16", "BYTES")}
+_NAMES["bfloat16"] = "BF16"
 _KNOWN = [*NUMPY]  # a list, because what is looked up may be unhashable
 _MAX_ELEMENTS = 1 << 28
 
@@ -139,15 +140,17 @@ def to_column(name: str, kind: ColumnType, values: NDArray[Any]) -> NDArray[Any]
     return conformed
 
 
-def to_raw(values: NDArray[Any]) -> bytes:
-    """The binary representation of a column."""
+def to_raw(values: NDArray[Any], datatype: str = "") -> bytes:
+    """The binary representation of a column; that of BF16 has to be asked for."""
+    if datatype == "BF16":
+        return _to_bf16(values)
     if values.dtype.kind in "OM":
         texts = [_as_bytes(value) for value in as_texts(values)]
         return b"".join(len(text).to_bytes(4, "little") + text for text in texts)
     return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
 
 
-def to_bf16(values: NDArray[Any]) -> bytes:
+def _to_bf16(values: NDArray[Any]) -> bytes:
     """float32 values as bfloat16, rounded to the nearest, ties to even; NaN stays NaN."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16

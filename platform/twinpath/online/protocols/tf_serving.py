@@ -46,8 +46,9 @@ _VERBS = ("predict", "classify", "regress")
 _DTYPES = {
     "bool": "DT_BOOL", "int8": "DT_INT8", "int16": "DT_INT16", "int32": "DT_INT32",
     "int64": "DT_INT64", "uint8": "DT_UINT8", "uint16": "DT_UINT16", "uint32": "DT_UINT32",
-    "uint64": "DT_UINT64", "float16": "DT_HALF", "float32": "DT_FLOAT", "float64": "DT_DOUBLE",
-    "str": "DT_STRING", "datetime64[us]": "DT_STRING", "any": "DT_VARIANT",
+    "uint64": "DT_UINT64", "float16": "DT_HALF", "bfloat16": "DT_BFLOAT16",
+    "float32": "DT_FLOAT", "float64": "DT_DOUBLE", "str": "DT_STRING",
+    "datetime64[us]": "DT_STRING", "any": "DT_VARIANT",
 }  # fmt: skip
 
 
@@ -221,7 +222,7 @@ def classification(outputs: Outputs) -> Callable[[Columns], list[Any]]:
     """``[[label, score], …]`` a row: of ``classes`` and ``scores``, of one label and one score,
     of one score for each output, or of a single vector of scores, whose labels are empty.
     Raises InputError for other outputs."""
-    floats = _scalars(outputs, "float")
+    floats = _scalars(outputs, "f")
     labels = [n for n, kind in outputs.items() if kind.shape == () and n not in floats]
     only = next(iter(outputs.values()))
     if {"classes", "scores"} <= outputs.keys():
@@ -242,7 +243,7 @@ def classification(outputs: Outputs) -> Callable[[Columns], list[Any]]:
             [list(pair) for pair in zip(floats, row, strict=True)]
             for row in zip(*(columns[name].tolist() for name in floats), strict=True)
         ]
-    if len(outputs) == 1 and only.dtype.startswith("float") and len(only.shape or ()) == 1:
+    if len(outputs) == 1 and only.numpy_dtype.kind == "f" and len(only.shape or ()) == 1:
         return lambda columns: [
             [["", score] for score in row] for row in next(iter(columns.values())).tolist()
         ]
@@ -254,17 +255,17 @@ def classification(outputs: Outputs) -> Callable[[Columns], list[Any]]:
 
 def regression(outputs: Outputs) -> Callable[[Columns], list[Any]]:
     """The one number of each row. Raises InputError for outputs without exactly one."""
-    numbers = _scalars(outputs, "float") or _scalars(outputs, "int", "uint")
+    numbers = _scalars(outputs, "f") or _scalars(outputs, "iu")
     if len(numbers) == 1:
         return lambda columns: columns[numbers[0]].tolist()
     only = next(iter(outputs.values()))
-    if len(outputs) == 1 and only.shape == (1,) and only.dtype.startswith("float"):
+    if len(outputs) == 1 and only.shape == (1,) and only.numpy_dtype.kind == "f":
         return lambda columns: next(iter(columns.values()))[:, 0].tolist()
     raise _unsuited(outputs, "regress", "exactly one float")
 
 
-def _scalars(outputs: Outputs, *kinds: str) -> list[str]:
-    return [n for n, kind in outputs.items() if kind.shape == () and kind.dtype.startswith(kinds)]
+def _scalars(outputs: Outputs, kinds: str) -> list[str]:
+    return [n for n, kind in outputs.items() if kind.shape == () and kind.numpy_dtype.kind in kinds]
 
 
 def _listed(value: Any) -> list[Any]:

@@ -34,4 +34,4 @@ class LoadOptions:
     @property
     def scores(self) -> bool:
         """Whether floats are wanted, and not classes."""
-        return all(kind.dtype.startswith("float") for kind in self.outputs.values())
+        return all(kind.numpy_dtype.kind == "f" for kind in self.outputs.values())
