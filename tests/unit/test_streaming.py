@@ -147,3 +147,24 @@ def test_a_graph_that_cannot_be_streamed_has_no_route():
 
     branch = graph(where=col("loud") != "X", default={"word": "none"})
     assert stream_routes(branch.plan, StreamingExecutor(branch.plan), 100) == []
+
+
+async def test_the_description_has_the_stream_where_there_is_one(executor):
+    pytest.importorskip("starlette")
+    from twinpath.online.app import graph_app
+    from twinpath.online.batcher import Batcher
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    path = "/v2/models/words/generate_stream"
+    for routes in (stream_routes(executor.plan, executor, 1000), []):
+        batcher = Batcher(executor.run, executor.plan.placement.batch)
+        app = graph_app(executor.plan, batcher, max_body_bytes=1000, more_routes=routes)
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://t"
+        ) as client:
+            described = (await client.get("/openapi.json")).json()["paths"]
+            answer = await client.post(path, json={"text": "one"})
+        assert (path in described) is (answer.status_code == 200) is bool(routes)
+        if routes:
+            [media] = described[path]["post"]["responses"]["200"]["content"]
+            assert answer.headers["content-type"].startswith(media)

@@ -146,9 +146,12 @@ class GraphApp:
             if not message.get("more_body", False):
                 return b"".join(parts)
 
-    def _other_routes(self, more: Sequence[BaseRoute]) -> Starlette:
+    def _other_routes(self, routes: Sequence[BaseRoute]) -> Starlette:
         plane = self._plane
-        document = openapi.describe(plane.plan, twinpath.__version__, plane.metadata.versions)
+        routed = [getattr(route, "path", "") for route in routes]
+        document = openapi.describe(
+            plane.plan, twinpath.__version__, plane.metadata.versions, routed
+        )
 
         async def describe(request: StarletteRequest) -> JSONResponse:
             root = request.scope.get("root_path", "")
@@ -190,8 +193,8 @@ class GraphApp:
             if self._close is not None:
                 await self._close()
 
-        routes = [
-            *more,
+        every = [
+            *routes,
             *(Route(path, not_post, methods=_OTHER_METHODS) for path in self.frontend.codecs),
             Route("/docs", docs),
             Mount("/docs", StaticFiles(directory=openapi.assets())),
@@ -200,7 +203,7 @@ class GraphApp:
             Route("/readyz", ready),
         ]
         return Starlette(
-            routes=routes,
+            routes=every,
             lifespan=lifespan,
             exception_handlers={404: not_found, 405: wrong_method},
         )

@@ -1,7 +1,7 @@
 """The OpenAPI 3.1 description of a graph's REST endpoint, and the page that shows it."""
 
 import html
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -41,8 +41,11 @@ _ROW_ERROR_SCHEMA: dict[str, Any] = {
 }
 
 
-def describe(plan: Plan, version: str, versions: Sequence[str] = ("1",)) -> dict[str, Any]:
-    """The OpenAPI document, as plain data. ``versions`` are the model's."""
+def describe(
+    plan: Plan, version: str, versions: Sequence[str] = ("1",), routed: Collection[str] = ()
+) -> dict[str, Any]:
+    """The OpenAPI document, as plain data. ``versions`` are the model's; ``routed`` are paths that
+    not every graph has."""
     given, answer = plan.input_schema.model, plan.output_schema.model
     models, definitions = models_json_schema(
         [(given, "validation"), (answer, "serialization")],
@@ -102,6 +105,7 @@ def describe(plan: Plan, version: str, versions: Sequence[str] = ("1",)) -> dict
             "/healthz": {"get": {"summary": "Is the process alive?", **probe}},
             "/readyz": {"get": {"summary": "Can it answer?", **probe}},
             **openapi_protocols.paths(plan, example, versions),
+            **openapi_protocols.streaming(plan, models[(given, "validation")], routed),
         },
         "components": {
             "schemas": schemas,

@@ -1,6 +1,6 @@
 """OpenAPI descriptions of the standard protocols' endpoints, beside a graph's own typed one."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from twinpath.graph.plan import Plan
@@ -49,6 +49,17 @@ def paths(plan: Plan, row: Mapping[str, Any], versions: Sequence[str]) -> dict[s
         "schema": _TEXT | {"examples": list(versions)},
     }  # fmt: skip
     return _oip(plan, row, version) | _tf_serving(plan, row, version) | _mlflow(row)
+
+
+def streaming(plan: Plan, row: Schema, routed: Collection[str]) -> dict[str, Any]:
+    """The path of graphs that can be streamed, if it is there; ``row`` is the schema of one."""
+    path = f"/v2/models/{plan.graph_name}/generate_stream"
+    if path not in routed:
+        return {}
+    found = _infer("oip", "Answer of one row, in parts", row, {}, (), _ERROR)
+    events = {"description": "an event for each part", "content": {"text/event-stream": {}}}
+    found["post"]["responses"]["200"] = events
+    return {path: found}
 
 
 def _oip(plan: Plan, row: Mapping[str, Any], version: Schema) -> dict[str, Any]:
