@@ -25,7 +25,14 @@ class MlflowServer:
         if self._process is not None and self._process.poll() is None:
             return
         # Its runner of background jobs is eight processes that nothing here needs.
-        env = os.environ | {"DO_NOT_TRACK": "1", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        env = os.environ | {
+            "DO_NOT_TRACK": "1",
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            # Webhooks go to HTTPS on public addresses only, unless this is set.
+            "MLFLOW_WEBHOOK_ALLOWED_SCHEMES": "http,https",
+            "MLFLOW_WEBHOOK_ALLOW_PRIVATE_IPS": "true",
+            "MLFLOW_WEBHOOK_CACHE_TTL": "1",
+        }
         with (self.folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(
                 [

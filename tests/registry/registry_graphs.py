@@ -20,13 +20,20 @@ class Scored(BaseModel):
     version: str
 
 
-fused = Graph("scored", input=Row, output=Scored)
-with fused as row:
-    model = RegistryModel(
-        "served",
-        inputs=dict.fromkeys("abc", "float64"),
-        model_version="version",
-        poll_s=0.5,
-    )
-    fused.output(model(row, name="model"))
+def _graph(name: str, poll_s: float) -> Graph:
+    graph = Graph(name, input=Row, output=Scored)
+    with graph as row:
+        model = RegistryModel(
+            "served",
+            inputs=dict.fromkeys("abc", "float64"),
+            model_version="version",
+            poll_s=poll_s,
+        )
+        graph.output(model(row, name="model"))
+    return graph
+
+
+fused = _graph("scored", poll_s=0.5)
 fused_app = fused.app
+#: One that has to be told of a change.
+told_app = _graph("told", poll_s=3600.0).app

@@ -78,10 +78,20 @@ def served(on_server: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterat
             "route_prefix": "/placed",
             "args": {"ingress": {"num_cpus": 0.1}, "nodes": {"model": {"num_cpus": 0.1}}},
         }
-        config.write_text(yaml.safe_dump({"applications": [application, placed]}))
+        (folder / "secret").write_text("hush")
+        told = placed | {
+            "name": "told",
+            "route_prefix": "/told",
+            "import_path": "registry_graphs:told_app",
+        }
+        told["args"] = placed["args"] | {
+            "rollouts": {"webhook_secret_file": str(folder / "secret"), "interval_s": 0.5}
+        }
+        config.write_text(yaml.safe_dump({"applications": [application, placed, told]}))
         session.deploy(config, timeout_s=200)
         session.wait_until_ready("/readyz", 200)
         session.wait_until_ready("/placed/readyz", 200)
+        session.wait_until_ready("/told/readyz", 200)
         made = Served(session, on_server, folder)
         yield made
         made.http.close()
@@ -134,6 +144,21 @@ def test_versions_are_swapped_under_load_without_a_failed_request(served: Served
     assert load.failed == []
     order = list(dict.fromkeys(load.versions))
     assert order[-3:] == wanted
+
+
+def test_a_webhook_of_the_registry_is_followed_long_before_the_next_poll(served: Served):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(registry_uri=served.shelf.uri)
+    url = f"{served.session.url}/told/registry/webhook"
+    hook = client.create_webhook("told", url, ["model_version_alias.created"], secret="hush")
+    try:
+        path = "/told/told/predict"
+        for p in (0.35, 0.45):
+            version = served.offer(p)
+            until(lambda v=version: served.answer(path)["version"] == v, f"{version} serves", 60)
+    finally:
+        client.delete_webhook(hook.webhook_id)
 
 
 def test_a_bad_version_takes_no_traffic_and_is_named(served: Served, tmp_path: Path):

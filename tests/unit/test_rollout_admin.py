@@ -1,5 +1,6 @@
 """The admin API: who may use it, what each path asks the controller, and how it refuses."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,14 @@ from pydantic import BaseModel
 from shelf import filled
 
 from twinpath import Batch, Columns, Graph, Node
-from twinpath.errors import InputError, RegistryError, RolloutError
+from twinpath.errors import ConfigError, InputError, RegistryError, RolloutError
 from twinpath.graph.columns import NOTE
 from twinpath.graph.stage import Executor
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.keys import new_key, write_keys
-from twinpath.online.rollouts import admin
+from twinpath.online.rollouts import admin, webhook
 from twinpath.online.rollouts.desk import Desk
 from twinpath.online.rollouts.feedback import Feedback
 from twinpath.online.rollouts.operations import Operations
@@ -51,7 +52,12 @@ class Controller:
         return self.answer
 
 
-def app_with(controller: Controller, store: Feedback, gateway: GatewayArgs | None) -> GraphApp:
+def app_with(
+    controller: Controller,
+    store: Feedback,
+    gateway: GatewayArgs | None,
+    webhook_secret: Path | None = None,
+) -> GraphApp:
     graph = Graph("numbers", input=Number, output=Number)
     with graph as number:
         graph.output(Noted()(number, name="model"))
@@ -66,7 +72,7 @@ def app_with(controller: Controller, store: Feedback, gateway: GatewayArgs | Non
 
     app = graph_app(
         graph.plan, Batcher(executor.run, Batch()), max_body_bytes=1000, gateway=gateway,
-        more_routes=admin.routes(controller.ask, join),
+        more_routes=admin.routes(controller.ask, join, webhook_secret),
     )  # fmt: skip
     app.frontend.remember = store.remember
     return app
@@ -238,11 +244,11 @@ class Counting:
 async def test_what_could_not_be_told_is_told_the_next_time_added_up():
     node, told, up = Counting(), [], True
 
-    async def tell(*given: Any) -> bool:
+    async def tell(*given: Any) -> int:
         if not up:
             raise ConnectionError("nobody there")
         told.append(given)
-        return True
+        return 1
 
     store = Feedback()
     reporter = Reporter({"model": node, "other": object()}, tell, "r")
@@ -263,3 +269,77 @@ async def test_what_could_not_be_told_is_told_the_next_time_added_up():
     assert sum(report.versions["1"].overall.rows for report in reports) == expected
     assert [labels for *_, labels in told if labels] == [[[["1"], [0.5], [1.0]]]]
     assert reporter.waiting_labels == 0
+
+
+async def test_a_node_asks_its_registry_once_the_controller_has_heard_of_a_change():
+    class Watching(Counting):
+        asked = 0
+
+        def ask_now(self) -> None:
+            self.asked += 1
+
+    node, changes = Watching(), [7, 7, 8, 8, 3]
+
+    async def tell(*_: Any) -> int:
+        return changes.pop(0)
+
+    reporter = Reporter({"model": node}, tell, "r")
+    asked = []
+    while changes:
+        await reporter.once()
+        asked.append(node.asked)
+    assert asked == [0, 0, 1, 1, 2]
+
+
+def signed(body: bytes, secret: str = "hush", age_s: int = 0) -> dict[str, str]:
+    """Headers as MLflow makes them."""
+    from mlflow.webhooks.delivery import _generate_hmac_signature
+
+    stamp = str(int(time.time()) - age_s)
+    signature = _generate_hmac_signature(secret, "id-1", stamp, body.decode())
+    return {webhook.DELIVERY: "id-1", webhook.TIMESTAMP: stamp, webhook.SIGNATURE: signature}
+
+
+async def test_a_webhook_is_known_by_its_signature_and_needs_no_key(
+    controller: Controller, keys: dict[str, str], tmp_path: Path
+):
+    secret = tmp_path / "secret"
+    secret.write_text("hush\n")
+    gateway = GatewayArgs(api_keys=tmp_path / "keys")
+    app = app_with(controller, Feedback(), gateway, secret)
+    body = b'{"entity":"model_version_alias","action":"created","data":{"name":"delay"}}'
+    prompt = b'{"entity":"prompt","action":"created","data":{}}'
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://x") as client:
+
+        async def sent(headers: dict[str, str], body: bytes = body) -> httpx.Response:
+            return await client.post(webhook.PATH, content=body, headers=headers)
+
+        for headers in (
+            {},
+            {webhook.SIGNATURE: "v1,?"},
+            signed(body, "other"),
+            signed(body + b" "),
+            signed(body) | {webhook.TIMESTAMP: "1"},
+            signed(body, age_s=301),
+        ):
+            refused = await sent(headers)
+            assert refused.status_code == 401, headers
+            assert "x-mlflow-" in refused.json()["error"]["message"]
+        assert controller.asked == []
+        assert (await sent(signed(body))).status_code == 200
+        assert (await sent(signed(prompt), prompt)).json() == {"changed": None}
+        assert controller.asked == [("changed", {"model": "delay"})]
+        secret.write_text("new")
+        assert (await sent(signed(body))).status_code == 401
+        assert (await sent(signed(body, "new"))).status_code == 200
+
+
+@pytest.mark.parametrize("text", [None, "\n"])
+def test_a_webhook_without_a_secret_is_refused_at_the_start(
+    controller: Controller, tmp_path: Path, text: str | None
+):
+    secret = tmp_path / "secret"
+    if text is not None:
+        secret.write_text(text)
+    with pytest.raises(ConfigError, match="webhook_secret_file"):
+        app_with(controller, Feedback(), None, secret)

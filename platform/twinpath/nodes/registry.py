@@ -215,6 +215,10 @@ class RegistryModel(Node):
         self._watcher.ask_now()
         return True
 
+    def ask_now(self) -> None:
+        """Read the registry at once instead of at the next poll."""
+        self._watcher.ask_now()
+
     def versions(self) -> list[str]:
         """Versions that take rows now, the serving one first."""
         return self._slots.versions()

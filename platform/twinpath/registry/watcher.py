@@ -1,8 +1,8 @@
 """Asks the registry again and again what should serve, with jitter, so that replicas which were
 started together do not ask together.
 
-MLflow's webhooks would save the asking, but only a server sends them, over HTTPS to public
-addresses, and one that is lost is not repeated: they could only ever be in addition.
+MLflow's webhooks (`online.rollouts.webhook`) come in addition: only a server sends them, and one
+that is lost is not repeated.
 """
 
 import logging

@@ -11,9 +11,11 @@ from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Gate
 
-#: Probes have no credentials; these say nothing but whether the server is there.
+#: Probes have no credentials; these say nothing but whether the server is there. A registry's
+#: webhook has a signature instead (`online.rollouts.webhook`).
 OPEN_PATHS = (
     "/", "/healthz", "/readyz", "/ping", "/health", "/v2/health/live", "/v2/health/ready",
+    "/registry/webhook",
 )  # fmt: skip
 
 #: Key of the ASGI scope under which routes find the `Ask` that the gateway let in.

@@ -1,9 +1,12 @@
 """The admin API, and feedback, as routes of a served graph.
 
 Every admin path asks for the scope ``admin``, which only a caller has whom the gateway knows.
+MLflow's webhooks are signed instead.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -22,6 +25,7 @@ from twinpath.errors import (
 )
 from twinpath.online.dataplane import Ask
 from twinpath.online.gateway.middleware import ASK
+from twinpath.online.rollouts import webhook as webhooks
 
 #: ``(operation, arguments)`` → the controller's answer.
 AskController = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
@@ -35,8 +39,11 @@ _COMMANDS = ("pause", "resume", "promote", "abort", "rollback")
 _MODEL_COMMANDS = ("promote", "pin", "rollback")
 
 
-def routes(ask: AskController, join: JoinLabels) -> list[BaseRoute]:
-    """``/admin/models…``, ``/admin/rollouts…`` and ``/feedback``."""
+def routes(
+    ask: AskController, join: JoinLabels, webhook_secret: Path | None = None
+) -> list[BaseRoute]:
+    """``/admin/models…``, ``/admin/rollouts…`` and ``/feedback``; and, where there is a file with
+    their secret, MLflow's webhooks."""
 
     async def overview(request: Request) -> JSONResponse:
         kind = "models" if "/admin/models" in request.url.path else "rollouts"
@@ -77,6 +84,16 @@ def routes(ask: AskController, join: JoinLabels) -> list[BaseRoute]:
             )
         return JSONResponse(found)
 
+    async def webhook(request: Request) -> JSONResponse:
+        assert webhook_secret is not None
+        body = await _read(request)
+        secret = await asyncio.to_thread(webhooks.secret_of, webhook_secret)
+        webhooks.verify(secret, request.headers, body)
+        name = webhooks.model_of(_object(body))
+        if name is None:
+            return JSONResponse({"changed": None})
+        return await _answered(ask("changed", {"model": name}))
+
     model, rollout = "/admin/models/{model}", "/admin/rollouts/{model}"
     table: list[tuple[str, str, Endpoint]] = [
         ("/admin/models", "GET", overview),
@@ -91,7 +108,11 @@ def routes(ask: AskController, join: JoinLabels) -> list[BaseRoute]:
     guarded = [
         Route(path, _safely(_admin(endpoint)), methods=[method]) for path, method, endpoint in table
     ]
-    return [*guarded, Route("/feedback", _safely(feedback), methods=["POST"])]
+    more = [Route("/feedback", _safely(feedback), methods=["POST"])]
+    if webhook_secret is not None:
+        webhooks.secret_of(webhook_secret)
+        more.append(Route(webhooks.PATH, _safely(webhook), methods=["POST"]))
+    return [*guarded, *more]
 
 
 def _admin(endpoint: Endpoint) -> Endpoint:
@@ -144,16 +165,22 @@ def _known(request: Request, commands: tuple[str, ...]) -> str:
     return name
 
 
-async def _body(request: Request, *, optional: bool = False) -> dict[str, Any]:
+async def _read(request: Request) -> bytes:
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > _LARGEST:
             raise InputError(f"the body has more than {_LARGEST} bytes")
         parts.append(part)
-    text = b"".join(parts)
-    if not text and optional:
-        return {}
+    return b"".join(parts)
+
+
+async def _body(request: Request, *, optional: bool = False) -> dict[str, Any]:
+    text = await _read(request)
+    return {} if not text and optional else _object(text)
+
+
+def _object(text: bytes) -> dict[str, Any]:
     try:
         found = orjson.loads(text)
     except ValueError as error:

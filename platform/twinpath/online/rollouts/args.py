@@ -15,6 +15,7 @@ class RolloutArgs(Strict):
     backtest``, ``twinpath rollout loadtest``). ``audit_log``: a file on the controller's node that
     a line of JSON is appended to for each step, beside the registry, which holds all of them.
     ``feedback_rows``, ``feedback_age_s``: scores that each replica keeps for labels to come.
+    ``webhook_secret_file``: a file with the secret of MLflow's webhooks, which are taken then.
     """
 
     require: tuple[Literal["backtest", "loadtest"], ...] = ()
@@ -22,3 +23,4 @@ class RolloutArgs(Strict):
     interval_s: float = Field(1.0, gt=0, le=60)
     feedback_rows: int = Field(100_000, ge=0)
     feedback_age_s: float = Field(3600.0, gt=0)
+    webhook_secret_file: Path | None = None

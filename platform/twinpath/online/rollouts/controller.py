@@ -17,7 +17,7 @@ from twinpath.online.rollouts.args import RolloutArgs
 from twinpath.online.rollouts.desk import Desk
 from twinpath.online.rollouts.director import Director
 from twinpath.online.rollouts.measures import RolloutMetrics
-from twinpath.online.rollouts.operations import Operations
+from twinpath.online.rollouts.operations import READS, Operations
 from twinpath.online.rollouts.watched import WatchedNode
 from twinpath.rollout.sketch import Report
 
@@ -43,6 +43,9 @@ class RolloutController:
             node.model: Director(self._desks[node.tracking_uri], node.model) for node in nodes
         }
         self._seen: dict[tuple[str, str], tuple[float, dict[str, Any]]] = {}
+        #: Counts changes of each model: those that webhooks told of, and the rollout's. Another
+        #: controller begins elsewhere, so that replicas see a change then, too.
+        self._changes = dict.fromkeys(self._directors, time.time_ns())
         self._metrics = RolloutMetrics(graph, ray_metric)
         self._ticked_s = time.monotonic()
         self._lock = asyncio.Lock()
@@ -50,12 +53,13 @@ class RolloutController:
 
     async def report(
         self, replica: str, node: str, status: dict[str, Any], report: str, labels: list[Any]
-    ) -> bool:
+    ) -> int:
         """A replica tells of one node: its status, what it counted since its last report (JSON of
-        `rollout.sketch.Report`), and labels that came, as ``[versions, scores, labels]``."""
+        `rollout.sketch.Report`), and labels that came, as ``[versions, scores, labels]``. It is
+        told a number, which is another one once the model has changed in the registry."""
         known = self._nodes.get(node)
         if known is None:
-            return False
+            return 0
         if status:
             self._seen[replica, node] = (time.monotonic(), status)
         director = self._directors[known.model]
@@ -66,7 +70,7 @@ class RolloutController:
                 _LOG.warning("replica %s: %s", replica, error)
         for versions, scores, given in labels:
             director.label(versions, scores, given)
-        return True
+        return self._changes[known.model]
 
     async def ask(self, operation: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
         """An operation of the admin API; see `operations`. An error of ours comes back as
@@ -75,6 +79,8 @@ class RolloutController:
             model = arguments.get("model")
             if model is None:
                 return await self._overview(operation)
+            if operation == "changed":
+                return self._changed(model)
             if model not in self._directors:
                 raise UnknownModelError(
                     f"graph {self._graph!r} serves no registered model {model!r}."
@@ -84,6 +90,7 @@ class RolloutController:
                 done = await asyncio.to_thread(
                     Operations(self._directors[model].desk).run, operation, arguments
                 )
+                self._changes[model] += operation not in READS
             return done | self._live(model)
         except TwinpathError as error:
             return {"error": {"code": error.code, "message": error.message}}
@@ -105,6 +112,13 @@ class RolloutController:
             operation: [self._live(model) for model in self._directors],
         }
 
+    def _changed(self, model: str) -> dict[str, Any]:
+        """A webhook told of a model, which may be another graph's."""
+        if model not in self._changes:
+            return {"changed": None}
+        self._changes[model] += 1
+        return {"changed": model}
+
     def _live(self, model: str) -> dict[str, Any]:
         """What is known of a model here, and of the replicas that serve it."""
         now_s = time.monotonic()
@@ -122,7 +136,9 @@ class RolloutController:
             for model, director in self._directors.items():
                 try:
                     async with self._lock:
+                        before = director.state
                         await asyncio.to_thread(director.tick)
+                        self._changes[model] += director.state != before
                     self._metrics.tell(model, director, self._statuses(model))
                 except Exception:
                     _LOG.exception("the rollout of %s: trying again", model)

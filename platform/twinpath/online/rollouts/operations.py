@@ -9,6 +9,8 @@ from twinpath.online.rollouts.desk import Desk, shown
 from twinpath.registry import changes
 from twinpath.rollout.machine import Command
 
+#: Operations that change nothing.
+READS = ("show", "status", "history")
 #: Operation → the command that it gives to the rollout under way.
 COMMANDS = {
     "pause": Command.PAUSE,

@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 #: How long the controller may take to answer.
 ANSWER_S = 5.0
 
-#: ``(replica, node, status, report, labels)`` → whether the controller knows the node.
+#: ``(replica, node, status, report, labels)`` → a number that changes with the registry's model.
 Tell = Callable[[str, str, dict[str, Any], str, list[Any]], Awaitable[Any]]
 
 
@@ -31,6 +31,7 @@ class Reporter:
         self._tell, self._replica, self._interval_s = tell, replica, interval_s
         self._reports: dict[str, Report] = {}
         self._labels: dict[str, list[Labelled]] = {}
+        self._changes: dict[str, Any] = {}
         self._waiting = 0
         self._away = False
         self._task: asyncio.Task[None] | None = None
@@ -65,7 +66,7 @@ class Reporter:
             report, labels = self._reports.pop(name, None), self._labels.pop(name, [])
             status = self._nodes[name].status() if name in self._nodes else {}
             try:
-                await asyncio.wait_for(
+                change = await asyncio.wait_for(
                     self._tell(
                         self._replica, name, status,
                         "" if report is None else report.to_json(),
@@ -81,6 +82,13 @@ class Reporter:
             else:
                 self._away = False
                 self._waiting -= sum(len(one.labels) for one in labels)
+                self._changed(name, change)
+
+    def _changed(self, name: str, change: Any) -> None:
+        """Let the node ask its registry, if the controller has heard that something changed."""
+        if name in self._nodes and self._changes.setdefault(name, change) != change:
+            self._changes[name] = change
+            self._nodes[name].ask_now()
 
     async def _collect(self, name: str, node: Any) -> None:
         """Add what was counted since to what could not be told."""

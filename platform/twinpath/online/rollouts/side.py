@@ -24,7 +24,7 @@ class RolloutSide:
     def __init__(
         self, nodes: Mapping[str, Any], controller: Any, replica: str, args: RolloutArgs
     ) -> None:
-        self._controller = controller
+        self._controller, self._webhook_secret = controller, args.webhook_secret_file
         self._peers: Any = None
         self.feedback = Feedback(args.feedback_rows, args.feedback_age_s)
         self.reporter = Reporter(nodes, teller(controller), replica, args.interval_s)
@@ -40,7 +40,7 @@ class RolloutSide:
 
     def routes(self) -> list[BaseRoute]:
         """See `admin.routes`."""
-        return admin.routes(self._ask, self._join)
+        return admin.routes(self._ask, self._join, self._webhook_secret)
 
     def join_here(
         self, request_id: bytes, labels: list[float | None], principal: str | None
