@@ -14,7 +14,7 @@ from typing import Any
 from twinpath.errors import InputError
 from twinpath.graph.columns import Outcome, PartOfNotes
 from twinpath.online.dataplane import Ask
-from twinpath.online.rollouts.kept import Given, Kept
+from twinpath.online.rollouts.kept import Fresh, Kept
 
 #: Blocks that are kept; the oldest is forgotten as a whole.
 BLOCKS = 1024
@@ -55,8 +55,7 @@ class Feedback:
         self._max_rows, self._max_age_s, self._clock = max_rows, max_age_s, clock
         self._block_rows = max(1, max_rows // BLOCKS)
         #: Those that are not packed yet, and blocks of those before them.
-        self._fresh: list[Given] = []
-        self._fresh_rows = 0
+        self._fresh = Fresh()
         self._blocks: deque[Kept] = deque()
         self._rows = 0
 
@@ -66,16 +65,16 @@ class Feedback:
     @property
     def rows(self) -> int:
         """Rows whose scores are kept."""
-        return self._rows + self._fresh_rows
+        return self._rows + self._fresh.rows
 
     def remember(self, ask: Ask, outcome: Outcome) -> None:
         """Keep the notes of an outcome. An id that is used again stands for its last request."""
         notes = outcome.notes
         if type(notes) is not PartOfNotes and not notes:
             return
-        self._fresh.append((ask.request_id, outcome.n, notes, ask.principal, self._clock()))
-        self._fresh_rows += outcome.n
-        if self._fresh_rows >= self._block_rows:
+        fresh = self._fresh
+        fresh.add(ask.request_id, outcome.n, notes, ask.principal, self._clock)
+        if fresh.rows >= self._block_rows:
             self._pack()
 
     def join(
@@ -116,8 +115,8 @@ class Feedback:
         """Make a block of what is fresh; forget the oldest, too many or too old."""
         if self._fresh:
             self._blocks.append(Kept(self._fresh))
-            self._rows += self._fresh_rows
-            self._fresh, self._fresh_rows = [], 0
+            self._rows += self._fresh.rows
+            self._fresh = Fresh()
         # Those that are fresh until the next time count, too.
         most = self._max_rows - (self._block_rows - 1)
         before_s = self._clock() - self._max_age_s

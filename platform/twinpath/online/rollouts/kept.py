@@ -5,7 +5,7 @@ for later requests with them: a server that keeps three small objects for each o
 requests answers a tenth fewer. So a hundred rows or so become one block.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,53 @@ from twinpath.rollout.recorder import score_of
 #: Names of the notes that are kept, as `nodes.registry` writes them.
 VERSION, SCORE = "version", "score"
 
-#: The id, the number of rows, their notes, whose request it was, and when it was answered.
-Given = tuple[bytes, int, Notes, str | None, float]
+
+class Fresh:
+    """Requests that are not packed yet. Adding one makes no object that stays."""
+
+    __slots__ = ("_batch", "batches", "bounds", "ids", "principals", "rows", "sizes", "starts",
+                 "times_s")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.rows = 0
+        #: Of each request: its id and a line feed, its rows, the first of them in its batch, and
+        #: whose request it was.
+        self.ids = bytearray()
+        self.sizes: list[int] = []
+        self.starts: list[int] = []
+        self.principals: list[str | None] = []
+        #: Of each batch: its notes, when it was answered, and the requests before it.
+        self.batches: list[Notes] = []
+        self.times_s: list[float] = []
+        self.bounds: list[int] = []
+        self._batch: Notes | None = None
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def add(
+        self,
+        request_id: bytes,
+        rows: int,
+        notes: Notes,
+        principal: str | None,
+        clock: Callable[[], float],
+    ) -> None:
+        """Keep a request. Those of one batch come one after the other."""
+        batch, start = notes, 0
+        if type(notes) is PartOfNotes:
+            batch, start = notes.batch, notes.start
+        if batch is not self._batch:
+            self._batch = batch
+            self.batches.append(batch)
+            self.times_s.append(clock())
+            self.bounds.append(len(self.sizes))
+        self.ids += request_id
+        self.ids += b"\n"
+        self.sizes.append(rows)
+        self.starts.append(start)
+        self.principals.append(principal)
+        self.rows += rows
 
 
 class Kept:
@@ -27,28 +72,21 @@ class Kept:
     __slots__ = ("_ids", "_index", "_nodes", "_starts", "labelled", "principals", "rows", "sizes",
                  "times_s")  # fmt: skip
 
-    def __init__(self, given: Sequence[Given]) -> None:
-        ids, sizes, notes, principals, times_s = zip(*given, strict=True)
-        self._ids = b"\n".join(ids)
+    def __init__(self, fresh: Fresh) -> None:
+        self._ids = bytes(fresh.ids)
         self._index: dict[bytes, int] | None = None
-        self.sizes = np.array(sizes)
-        self.times_s = np.array(times_s)
-        self.principals: list[str | None] = list(principals)
-        self.rows = sum(sizes)
+        self.sizes = np.array(fresh.sizes)
+        self.principals = fresh.principals
+        self.rows = fresh.rows
         #: Positions of requests that have had their labels.
         self.labelled: set[int] = set()
-        starts: list[int] = []
+        counts = np.diff([*fresh.bounds, len(fresh)])
+        self.times_s = np.repeat(fresh.times_s, counts)
         parts: dict[str, list[tuple[Any, ...]]] = {}
-        batch: Notes = {}
-        first = base = 0
-        for mine, size in zip(notes, sizes, strict=True):
-            part = type(mine) is PartOfNotes
-            if (mine.batch if part else mine) is not batch:
-                first, batch = base, mine.batch if part else mine
-                base += _scored(batch, first, parts)
-            starts.append(first + mine.start if part else first)
-            base = max(base, starts[-1] + size)
-        self._starts = np.array(starts)
+        firsts = [0]
+        for batch, stop in zip(fresh.batches, _stops(fresh), strict=True):
+            firsts.append(firsts[-1] + max(stop, _scored(batch, firsts[-1], parts)))
+        self._starts = np.array(fresh.starts) + np.repeat(firsts[:-1], counts)
         self._nodes = {
             node: tuple(np.concatenate(column) for column in zip(*found, strict=True))
             for node, found in parts.items()
@@ -60,7 +98,7 @@ class Kept:
     def position(self, request_id: bytes) -> int | None:
         """Where a request is; the last of those that share an id."""
         if self._index is None:
-            ids = self._ids.split(b"\n")
+            ids = self._ids.split(b"\n")[:-1]
             self._index = {name: position for position, name in enumerate(ids)}
         return self._index.get(request_id)
 
@@ -74,6 +112,12 @@ class Kept:
             low, high = np.searchsorted(rows, (start, start + int(self.sizes[position])))
             if high > low:
                 yield node, rows[low:high] - start, versions[low:high], scores[low:high]
+
+
+def _stops(fresh: Fresh) -> list[int]:
+    """Of each batch, the rows up to the end of its last request."""
+    last = [*fresh.bounds[1:], len(fresh)]
+    return [fresh.starts[i - 1] + fresh.sizes[i - 1] for i in last]
 
 
 def _scored(batch: Notes, first: int, parts: dict[str, list[tuple[Any, ...]]]) -> int:
