@@ -30,8 +30,10 @@ from twinpath.online.session import ServeSession, free_ports
 
 STREAMS = (1, 8, 32)
 #: Streams that are run, one after the other, by each client of a turn.
-REQUESTS = {1: 12, 8: 6, 32: 3}
-TOKENS = 64
+REQUESTS = {1: 12, 8: 10, 32: 5}
+#: Lengths of answers, tokens. Streams of one length would all end and begin together, and the time
+#: to the first token would say how many others were ahead by chance.
+LENGTHS = range(32, 97)
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 64, "enforce_eager": True, "dtype": "bfloat16",
     "served_model_name": "tiny",
@@ -108,10 +110,12 @@ async def _turn(url: str, streams: int, requests: int) -> Turn:
     async def client(number: int) -> None:
         nonlocal tokens
         for position in range(requests):
-            arrivals = await _stream(host, int(port), texts[number * requests + position])
+            index = number * requests + position
+            length = LENGTHS[index * 29 % len(LENGTHS)]
+            arrivals = await _stream(host, int(port), texts[index], length)
             first.append(arrivals[1] - arrivals[0])
             between.extend(np.diff(arrivals[1:]))
-            tokens += TOKENS
+            tokens += length
 
     began_s = time.perf_counter()
     await asyncio.gather(*(client(number) for number in range(streams)))
@@ -123,12 +127,12 @@ async def _turn(url: str, streams: int, requests: int) -> Turn:
     )
 
 
-async def _stream(host: str, port: int, prompt: str) -> list[float]:
+async def _stream(host: str, port: int, prompt: str, length: int) -> list[float]:
     """When the request was sent and when each event with text came, in seconds. A plain socket: an
     HTTP library would cost more than what is measured."""
     body = json.dumps(
         {
-            "model": "tiny", "prompt": prompt, "max_tokens": TOKENS, "temperature": 0,
+            "model": "tiny", "prompt": prompt, "max_tokens": length, "temperature": 0,
             "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True},
         }
     ).encode()  # fmt: skip
@@ -149,8 +153,8 @@ async def _stream(host: str, port: int, prompt: str) -> list[float]:
             elif event.get("usage"):
                 written = event["usage"]["completion_tokens"]
     writer.close()
-    if written != TOKENS:
-        raise SystemExit(f"a stream had {written} tokens, not {TOKENS}")
+    if written != length:
+        raise SystemExit(f"a stream had {written} tokens, not {length}")
     return arrivals
 
 
