@@ -88,7 +88,10 @@ class Manager:
 class Replica:
     """The part of Serve's replica that the fast path reads."""
 
-    def __init__(self, graph_app: GraphApp, prefix: str = "/double") -> None:
+    def __init__(self, graph_app: GraphApp, prefix: str, batcher: Batcher) -> None:
+        self.app, self.batcher = graph_app, batcher
+        #: Whether Serve's way leads to the app, as it does in a real replica.
+        self.leads_on = False
         self._metrics_manager = Manager(self.count)
         self._user_callable_wrapper = SimpleNamespace(
             _run_user_code_in_separate_thread=False, _callable=SimpleNamespace(_asgi_app=graph_app)
@@ -104,6 +107,9 @@ class Replica:
 
     async def _direct_ingress_asgi(self, scope: Any, receive: Any, send: Any) -> None:
         self.count("serve")
+        if self.leads_on:
+            await self.app({**scope, "root_path": self._route_prefix}, receive, send)
+            return
         await send({"type": "http.response.start", "status": 299, "headers": EMPTY})
         await send({"type": "http.response.body", "body": b""})
 
@@ -129,7 +135,9 @@ class Transport(asyncio.Transport):
     def resume_reading(self) -> None: ...
 
 
-def setting(prefix: str = "/double", limit: int = 1000) -> tuple[Replica, FastPath, list[int]]:
+def setting(
+    prefix: str = "/double", limit: int = 1000, wait_ms: float = 0.0
+) -> tuple[Replica, FastPath, list[int]]:
     graph = Graph("double", input=Number, output=Number)
     with graph as number:
         graph.output(Double()(number))
@@ -141,8 +149,9 @@ def setting(prefix: str = "/double", limit: int = 1000) -> tuple[Replica, FastPa
         ran.append(len(columns["x"]))
         return await executor.run(columns)
 
-    app = graph_app(graph.plan, Batcher(run, Batch()), max_body_bytes=limit, echo_request_id=False)
-    replica = Replica(app, prefix)
+    batcher = Batcher(run, Batch(max_wait_ms=wait_ms))
+    app = graph_app(graph.plan, batcher, max_body_bytes=limit, echo_request_id=False)
+    replica = Replica(app, prefix, batcher)
     from ray.serve._private.http_util import RequestIdMiddleware
 
     return replica, FastPath(RequestIdMiddleware(replica._direct_ingress_asgi)), ran
@@ -232,13 +241,14 @@ def test_a_connection_is_kept_and_a_body_may_come_in_pieces():
 
 
 def test_pipelined_requests_are_answered_in_order():
-    _, fast, _ = setting()
-    bodies = [b'{"rows":[{"x":%d}]}' % i for i in range(4)]
-    wanted = [float(2 * i) for i in range(4)]
+    replica, fast, _ = setting()
+    replica.leads_on = True
+    bodies = [b'{"rows":[{"x":%d}]}' % i for i in range(6)]
     found = send(fast, b"".join(raw(body=body) for body in bodies))
+    assert [status for status, _, _ in found] == [200] * 6
+    assert [json.loads(body)["rows"] for _, _, body in found] == [[{"x": 2.0 * i}] for i in range(6)]
     # The first takes the short way; the others wait for it in uvicorn's own queue.
-    assert [s for s, _, _ in found] == [200, 299, 299, 299]
-    assert json.loads(found[0][2])["rows"][0]["x"] == wanted[0]
+    assert replica.seen["serve"] == 5
 
 
 @pytest.mark.parametrize(
@@ -429,6 +439,28 @@ def test_what_serve_must_see_to_itself_is_left_to_it(setting_of_serve: str):
 def test_rows_of_a_client_that_hung_up_are_not_run():
     replica, fast, ran = setting()
     assert send(fast, raw(), hang_up=True) == []
+    assert ran == []
+    assert replica.seen == ONE_REFUSED | {"499": 1}
+
+
+@pytest.mark.parametrize("requests", [1, 3], ids=["one", "with pipelined ones behind it"])
+def test_rows_of_a_client_that_hung_up_leave_the_queue_at_once(requests: int):
+    """They would hold the places of clients that are still there."""
+    replica, fast, ran = setting(wait_ms=60_000)
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off")
+        config.load()
+        protocol = LeanProtocol(config, ServerState(), {}, asyncio.get_running_loop())
+        protocol.connection_made(Transport())
+        protocol.data_received(raw() * requests)
+        assert replica.batcher.queued_rows == 1
+        protocol.connection_lost(None)
+        assert replica.batcher.queued_rows == 0
+        await asyncio.wait_for(replica.batcher.close(), 20)
+        fast.door._metrics.flush()
+
+    asyncio.run(scene())
     assert ran == []
     assert replica.seen == ONE_REFUSED | {"499": 1}
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from twinpath.errors import (
-    ClientClosedError,
     DeadlineError,
     NodeContractError,
     OverloadedError,
@@ -49,7 +48,6 @@ class _Request:
     done: Done
     arrived_s: float
     deadline_s: float | None
-    abandoned: Callable[[], bool] | None
 
 
 class Batcher:
@@ -104,25 +102,23 @@ class Batcher:
         self,
         columns: Columns,
         deadline_s: float | None = None,
-        abandoned: Callable[[], bool] | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> Outcome:
         """The outcome of these rows; see :meth:`enqueue`, whose errors it raises."""
-        outcome, _ = await self.timed(columns, deadline_s, abandoned, priority)
+        outcome, _ = await self.timed(columns, deadline_s, priority)
         return outcome
 
     async def timed(
         self,
         columns: Columns,
         deadline_s: float | None = None,
-        abandoned: Callable[[], bool] | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> tuple[Outcome, Timing]:
         """The outcome of these rows and how it came about. Cancelling it gives the rows up."""
         future: asyncio.Future[tuple[Outcome, Timing]]
         future = asyncio.get_running_loop().create_future()
         done = functools.partial(_resolve, future)
-        ticket = self.enqueue(columns, done, deadline_s, abandoned, priority)
+        ticket = self.enqueue(columns, done, deadline_s, priority)
         try:
             return await future
         finally:
@@ -134,17 +130,15 @@ class Batcher:
         columns: Columns,
         done: Done,
         deadline_s: float | None = None,
-        abandoned: Callable[[], bool] | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> int:
         """Queue these rows; ``done`` gets their outcome, exactly once, unless given up before.
 
-        ``deadline_s`` is on ``time.monotonic``'s clock; ``abandoned`` is asked before the rows
-        are run, whether anybody still wants them. Raises OverloadedError at once when the queue
-        is full and nothing of a lower priority can be shed for it. ``done`` gets DeadlineError
-        as soon as the deadline passes while the rows wait, ClientClosedError when they are
-        abandoned, OverloadedError when they are shed (in all three cases they are never run),
-        and whatever ``run`` raises. The ticket that is returned is for :meth:`give_up`.
+        ``deadline_s`` is on ``time.monotonic``'s clock. Raises OverloadedError at once when the
+        queue is full and nothing of a lower priority can be shed for it. ``done`` gets
+        DeadlineError as soon as the deadline passes while the rows wait, OverloadedError when
+        they are shed (in both cases they are never run), and whatever ``run`` raises. The ticket
+        that is returned is for :meth:`give_up`.
         """
         rows = row_count(columns)
         waiting = self._policy.queued_rows
@@ -153,7 +147,7 @@ class Batcher:
         loop = asyncio.get_running_loop()
         now_s = time.monotonic()
         ticket = next(self._tickets)
-        request = _Request(columns, rows, done, now_s, deadline_s, abandoned)
+        request = _Request(columns, rows, done, now_s, deadline_s)
         self._requests[ticket] = request
         self._idle.clear()
         self._policy.arrived(ticket, rows, now_s, priority)
@@ -252,8 +246,6 @@ class Batcher:
                 continue
             if request.deadline_s is not None and now_s >= request.deadline_s:
                 _done(request, _expired(), None)
-            elif request.abandoned is not None and request.abandoned():
-                _done(request, ClientClosedError("the client hung up"), None)
             else:
                 wanted.append(request)
         return wanted

@@ -155,21 +155,17 @@ class DataPlane:
         outcome = self.plan.input_schema.from_columns(columns)
         return whole(outcome)
 
-    def start(
-        self, columns: Columns, ask: Ask, done: Done, abandoned: Callable[[], bool] | None = None
-    ) -> int:
-        """Run checked rows; ``done`` gets their outcome. See `Batcher.enqueue` for both."""
+    def start(self, columns: Columns, ask: Ask, done: Done) -> int:
+        """Run checked rows; ``done`` gets their outcome. See `Batcher.enqueue`."""
         self._admit()
         columns = self._pinned(columns, ask)
-        return self._batcher.enqueue(columns, done, self._deadline_s(ask), abandoned, ask.priority)
+        return self._batcher.enqueue(columns, done, self._deadline_s(ask), ask.priority)
 
-    async def infer(
-        self, columns: Columns, ask: Ask, abandoned: Callable[[], bool] | None = None
-    ) -> Outcome:
+    async def infer(self, columns: Columns, ask: Ask) -> Outcome:
         """The outcome of checked rows; ``ask.timing`` says afterwards how it came about."""
         self._admit()
         outcome, ask.timing = await self._batcher.timed(
-            self._pinned(columns, ask), self._deadline_s(ask), abandoned, ask.priority
+            self._pinned(columns, ask), self._deadline_s(ask), ask.priority
         )
         return outcome
 

@@ -148,7 +148,9 @@ class ReplicaDoor:
             cycle.reply(answer)
 
         request = Request(text, query, cycle.headers, bytes(cycle.body))
-        frontend.begin(cycle.codec, request, ask, reply, cycle.is_gone)
+        exchange = frontend.begin(cycle.codec, request, ask, reply)
+        if not cycle.response_complete:
+            cycle.exchange = exchange
 
     def _find_graph(self) -> bool:
         replica = self._replica

@@ -99,10 +99,9 @@ class Frontend:
         request: Request,
         ask: Ask,
         reply: Callable[[Answer], None],
-        abandoned: Callable[[], bool] | None = None,
     ) -> "Exchange":
         """Answer a request: ``reply`` is called once, now or later, on this event loop."""
-        exchange = Exchange(self, codec, request, ask, reply, abandoned)
+        exchange = Exchange(self, codec, request, ask, reply)
         exchange.begin()
         return exchange
 
@@ -110,8 +109,8 @@ class Frontend:
 class Exchange:
     """One request under way."""
 
-    __slots__ = ("_abandoned", "_ask", "_call", "_codec", "_decode_s", "_frontend", "_over",
-                 "_reply", "_request", "_ticket")  # fmt: skip
+    __slots__ = ("_ask", "_call", "_codec", "_decode_s", "_frontend", "_over", "_reply",
+                 "_request", "_ticket")  # fmt: skip
 
     def __init__(
         self,
@@ -120,10 +119,9 @@ class Exchange:
         request: Request,
         ask: Ask,
         reply: Callable[[Answer], None],
-        abandoned: Callable[[], bool] | None,
     ) -> None:
         self._frontend, self._codec, self._request, self._ask = frontend, codec, request, ask
-        self._reply, self._abandoned = reply, abandoned
+        self._reply = reply
         self._call: Call | None = None
         self._ticket: int | None = None
         self._decode_s = 0.0
@@ -181,7 +179,7 @@ class Exchange:
             if frontend.gate is not None:
                 frontend.gate.admit_rows(ask)
             self._call = call
-            self._ticket = frontend.plane.start(call.columns, ask, self._ran, self._abandoned)
+            self._ticket = frontend.plane.start(call.columns, ask, self._ran)
         except Exception as error:
             self._refuse(error)
 

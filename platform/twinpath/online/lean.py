@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from twinpath.online.exchange import Answer, Codec
+from twinpath.online.frontend import Exchange
 
 #: Requests with one of these headers need more than the short way offers.
 _LONG_WAY = frozenset((b"transfer-encoding", b"upgrade", b"expect"))
@@ -47,8 +48,8 @@ class LeanCycle:
     """One lean request. It has what uvicorn's protocol reads of its own cycles."""
 
     __slots__ = (
-        "body", "codec", "disconnected", "headers", "keep_alive", "protocol", "response_complete",
-        "url",
+        "body", "codec", "disconnected", "exchange", "headers", "keep_alive", "protocol",
+        "response_complete", "url",
     )  # fmt: skip
     message_event = _Nobody
 
@@ -63,15 +64,14 @@ class LeanCycle:
         self.protocol, self.codec = protocol, codec
         self.url, self.headers, self.keep_alive = url, headers, keep_alive
         self.body: bytes | bytearray = b""
+        #: What is under way for it; None before, and once it is answered.
+        self.exchange: Exchange | None = None
         self.disconnected = False
         self.response_complete = False
 
-    def is_gone(self) -> bool:
-        """Whether the client hung up."""
-        return self.disconnected
-
     def reply(self, answer: Answer) -> None:
         """Write the answer; harmless when the client is gone or has its answer."""
+        self.exchange = None
         if not self.response_complete and not self.disconnected:
             self.protocol.write(answer, self)
 
@@ -83,6 +83,8 @@ class LeanProtocol(HttpToolsProtocol):
         super().__init__(*args, **kw)
         self._door = _door(self.config.loaded_app)
         self._lean: LeanCycle | None = None
+        #: The lean request that runs while uvicorn holds pipelined ones back.
+        self._before: LeanCycle | None = None
         self._dated: tuple[Any, bytes] = (None, b"")
         #: When the last lean answer was written, on the loop's clock; infinite since a request
         #: began. One timer looks at it now and then: one for each answer would cost more.
@@ -102,9 +104,15 @@ class LeanProtocol(HttpToolsProtocol):
             self._idle_timer.cancel()
             self._idle_timer = None
         super().connection_lost(exc)
+        for cycle in (self._before, self.cycle):
+            if isinstance(cycle, LeanCycle) and cycle.exchange is not None:
+                # Its rows leave the queue now, not when their turn comes: a queue that is full of
+                # what nobody waits for would refuse those who do.
+                cycle.disconnected = True
+                cycle.exchange.give_up()
         # Requests know the connection: together they would wait for garbage collection, which
         # replicas do seldom, with all the buffers of a connection.
-        self.cycle = self._lean = None  # type: ignore[assignment]
+        self.cycle = self._lean = self._before = None  # type: ignore[assignment]
         self.pipeline.clear()
 
     def on_headers_complete(self) -> None:
@@ -113,6 +121,8 @@ class LeanProtocol(HttpToolsProtocol):
         if self._lean is not None:
             self.cycle = self._lean  # type: ignore[assignment]  # it has all that is read
             return
+        if isinstance(self.cycle, LeanCycle):
+            self._before = self.cycle
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
