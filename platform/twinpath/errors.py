@@ -12,7 +12,8 @@ TwinpathError
 ├── InputError                 invalid_input       422  a row does not fit the input model
 │   ├── EmptyBodyError         empty_body          400
 │   ├── MalformedBodyError     malformed_body      400
-│   └── BodyTooLargeError      body_too_large      413
+│   ├── BodyTooLargeError      body_too_large      413
+│   └── SlowBodyError          slow_body           408  the request's body did not come in time
 ├── UnknownModelError          unknown_model       404  no such model or version is served here
 ├── UnknownRequestError        unknown_request     404  no scores are kept for that request
 ├── AccessError                unauthenticated     401  no valid credentials; base of the next
@@ -133,6 +134,13 @@ class BodyTooLargeError(InputError):
 
     code = "body_too_large"
     http_status = 413
+
+
+class SlowBodyError(InputError):
+    """The request's body did not come to its end in time."""
+
+    code = "slow_body"
+    http_status = 408
 
 
 class UnknownModelError(TwinpathError):
@@ -313,6 +321,7 @@ GRPC_STATUS = {
     401: "UNAUTHENTICATED",
     403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
+    408: "DEADLINE_EXCEEDED",
     409: "FAILED_PRECONDITION",
     413: "RESOURCE_EXHAUSTED",
     415: "INVALID_ARGUMENT",

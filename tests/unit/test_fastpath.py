@@ -1,8 +1,10 @@
 """The short way to the graph: what it takes, what it leaves to Serve, and what it keeps true."""
 
 import asyncio
+import functools
 import gc
 import json
+import math
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -136,7 +138,10 @@ class Transport(asyncio.Transport):
 
 
 def setting(
-    prefix: str = "/double", limit: int = 1000, wait_ms: float = 0.0
+    prefix: str = "/double",
+    limit: int = 1000,
+    wait_ms: float = 0.0,
+    body_timeout_s: float = math.inf,
 ) -> tuple[Replica, FastPath, list[int]]:
     graph = Graph("double", input=Number, output=Number)
     with graph as number:
@@ -150,7 +155,10 @@ def setting(
         return await executor.run(columns)
 
     batcher = Batcher(run, Batch(max_wait_ms=wait_ms))
-    app = graph_app(graph.plan, batcher, max_body_bytes=limit, echo_request_id=False)
+    app = graph_app(
+        graph.plan, batcher, max_body_bytes=limit, body_timeout_s=body_timeout_s,
+        echo_request_id=False,
+    )  # fmt: skip
     replica = Replica(app, prefix, batcher)
     from ray.serve._private.http_util import RequestIdMiddleware
 
@@ -246,7 +254,9 @@ def test_pipelined_requests_are_answered_in_order():
     bodies = [b'{"rows":[{"x":%d}]}' % i for i in range(6)]
     found = send(fast, b"".join(raw(body=body) for body in bodies))
     assert [status for status, _, _ in found] == [200] * 6
-    assert [json.loads(body)["rows"] for _, _, body in found] == [[{"x": 2.0 * i}] for i in range(6)]
+    assert [json.loads(body)["rows"] for _, _, body in found] == [
+        [{"x": 2.0 * i}] for i in range(6)
+    ]
     # The first takes the short way; the others wait for it in uvicorn's own queue.
     assert replica.seen["serve"] == 5
 
@@ -274,8 +284,8 @@ class Clock:
     def time(self) -> float:
         return self.now_s
 
-    def call_later(self, delay_s: float, call: Callable[[], None]) -> SimpleNamespace:
-        timer = (self.now_s + delay_s, call)
+    def call_later(self, delay_s: float, call: Callable[..., None], *args: Any) -> SimpleNamespace:
+        timer = (self.now_s + delay_s, functools.partial(call, *args))
         self.timers.append(timer)
         return SimpleNamespace(cancel=lambda: self.timers.remove(timer))
 
@@ -382,6 +392,93 @@ def test_a_connection_that_is_over_is_freed_without_a_collection(pieces: list[by
             runner.run(scene())
     finally:
         gc.enable()
+
+
+CHUNKED = {"content-length": None, "transfer-encoding": "chunked"}
+
+
+@pytest.mark.parametrize(
+    ("sent", "later", "more"),
+    [
+        (raw()[:-5], b"" * 100, {}),
+        (raw()[:-15], [b" "] * 12, {}),
+        (raw(body=b"4\r\n", headers=CHUNKED), [b"{", b"  "], {"serve": 1}),
+    ],
+    ids=["nothing comes", "a byte now and then", "chunked"],
+)
+def test_a_body_that_does_not_come_to_its_end_is_given_up(
+    sent: bytes, later: list[bytes], more: dict[str, int]
+):
+    """Not before its time, and not the connections beside it."""
+    replica, fast, ran = setting(body_timeout_s=8)
+    replica.leads_on = True
+    clock = Clock()
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off")
+        config.load()
+        state = ServerState()
+        loop = asyncio.get_running_loop()
+        clock.create_task = loop.create_task  # type: ignore[attr-defined]
+        slow, other = (LeanProtocol(config, state, {}, clock) for _ in range(2))  # type: ignore[arg-type]
+        ends = (Transport(), Transport())
+        for protocol, end in zip((slow, other), ends, strict=True):
+            protocol.connection_made(end)
+        slow.data_received(sent)
+        coming = iter(later)
+        for second in range(14):
+            clock.advance(1)
+            if not ends[0].closed:
+                slow.data_received(next(coming, b""))
+            if second == 7:
+                assert ends[0].written == b""
+            if second % 3 == 0:
+                other.data_received(raw())
+                await asyncio.wait_for(_until(lambda: other.cycle.response_complete), 60)
+            await asyncio.sleep(0.001)
+        [(status, headers, body)] = answers(ends[0].written)
+        assert (status, headers["connection"]) == (408, "close")
+        assert json.loads(body)["error"]["code"] == "slow_body"
+        assert ends[0].closed
+        assert not ends[1].closed
+        assert [status for status, _, _ in answers(ends[1].written)] == [200] * 5
+        slow.connection_lost(None)
+        await asyncio.wait_for(_until(lambda: not state.tasks), 60)
+        fast.door._metrics.flush()
+
+    asyncio.run(scene())
+    assert ran == [1] * 5
+    if more:  # Serve counts what went its way
+        assert replica.seen["serve"] == 1
+        assert replica.seen["requests"] == 5
+    else:
+        assert replica.seen["408"] == 1
+        assert replica.seen["inc"] == replica.seen["dec"] == 6
+
+
+def test_a_body_that_is_still_sent_after_the_answer_is_given_up_too():
+    _, fast, _ = setting(body_timeout_s=8)
+    clock = Clock()
+
+    async def scene() -> None:
+        config = uvicorn.Config(fast, lifespan="off")
+        config.load()
+        clock.create_task = asyncio.get_running_loop().create_task  # type: ignore[attr-defined]
+        protocol = LeanProtocol(config, ServerState(), {}, clock)  # type: ignore[arg-type]
+        end = Transport()
+        protocol.connection_made(end)
+        protocol.data_received(raw(path="/double/other")[:-14])
+        seconds = 0
+        while not end.closed and seconds < 13:
+            await asyncio.sleep(0.001)
+            protocol.data_received(b" ")
+            clock.advance(1)
+            seconds += 1
+        assert 8 <= seconds < 13
+        assert [status for status, _, _ in answers(end.written)] == [299]
+        assert end.closed
+
+    asyncio.run(scene())
 
 
 async def _until(condition: Callable[[], bool]) -> None:

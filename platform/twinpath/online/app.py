@@ -214,6 +214,7 @@ def graph_app(
     batcher: Batcher,
     *,
     max_body_bytes: int,
+    body_timeout_s: float = 60.0,
     gateway: GatewayArgs | None = None,
     version: str = "1",
     unready: Callable[[], Awaitable[list[str]]] | None = None,
@@ -241,7 +242,13 @@ def graph_app(
         if gate is not None:
             await asyncio.to_thread(gate.close)
 
-    frontend = Frontend(plane, protocols.codecs(plane), max_body_bytes=max_body_bytes, gate=gate)
+    frontend = Frontend(
+        plane,
+        protocols.codecs(plane),
+        max_body_bytes=max_body_bytes,
+        body_timeout_s=body_timeout_s,
+        gate=gate,
+    )
     return GraphApp(
         frontend,
         [

@@ -34,12 +34,14 @@ class NodeArgs(Strict):
 
 class IngressArgs(NodeArgs):
     """The ingress, which runs all fused nodes. Sizes of queues are in rows, of bodies in bytes;
-    rows that wait longer than ``queue_timeout_s`` seconds are given up with 504."""
+    rows that wait longer than ``queue_timeout_s`` seconds are given up with 504, and a body that
+    is not whole after ``body_timeout_s`` seconds with 408."""
 
     max_queue_rows: int = Field(16384, ge=1)
     queue_timeout_s: float = Field(60.0, gt=0)
     max_inflight: int | None = Field(None, ge=1)
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1)
+    body_timeout_s: float = Field(60.0, gt=0)
     offload_after_ms: float = Field(10.0, ge=0)
 
 

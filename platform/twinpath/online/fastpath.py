@@ -13,6 +13,7 @@ It reads private names of the Ray version that this project is pinned to; where 
 requests go Serve's way too.
 """
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -25,6 +26,7 @@ from twinpath.online.exchange import Answer, Codec, Request
 from twinpath.online.frontend import Frontend
 from twinpath.online.lean import LeanCycle
 from twinpath.online.serve_metrics import ServeMetrics
+from twinpath.online.slow_bodies import SlowBodies
 
 _TIMEOUT_HEADER = b"x-request-timeout-seconds"
 
@@ -62,6 +64,7 @@ class ReplicaDoor:
 
     def __init__(self, replica: Any) -> None:
         self._replica = replica
+        self.slow_bodies = SlowBodies(self)
         self._frontend: Frontend | None = None
         self._codecs: dict[bytes, Codec] = {}
         self._metrics: ServeMetrics | None = None
@@ -73,6 +76,14 @@ class ReplicaDoor:
     def max_body_bytes(self) -> int:
         """See `lean.Door`."""
         return 0 if self._frontend is None else self._frontend.max_body_bytes
+
+    @property
+    def body_timeout_s(self) -> float:
+        """See `lean.Door`."""
+        if self._frontend is None and not self._find_graph():
+            return math.inf
+        assert self._frontend is not None
+        return self._frontend.body_timeout_s
 
     def codec(self, url: bytes, headers: Mapping[bytes, bytes]) -> Codec | None:
         """See `lean.Door`."""

@@ -56,10 +56,11 @@ class Frontend:
         codecs: Mapping[str, Codec],
         *,
         max_body_bytes: int,
+        body_timeout_s: float = 60.0,
         gate: Gate | None = None,
     ) -> None:
         self.plane, self.codecs = plane, codecs
-        self.max_body_bytes = max_body_bytes
+        self.max_body_bytes, self.body_timeout_s = max_body_bytes, body_timeout_s
         self.gate = gate
         #: Whether requests of browsers have to pass the app's CORS middleware.
         self.cors = False

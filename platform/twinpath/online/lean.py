@@ -8,14 +8,21 @@ parsing, keep-alive, flow control and shutdown remain uvicorn's.
 """
 
 import asyncio
+import json
 import math
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
-from twinpath.online.exchange import Answer, Codec
+from twinpath.errors import SlowBodyError
+from twinpath.online.exchange import Answer, Call, Codec, Request
 from twinpath.online.frontend import Exchange
+from twinpath.online.slow_bodies import SlowBodies
 
 #: Requests with one of these headers need more than the short way offers.
 _LONG_WAY = frozenset((b"transfer-encoding", b"upgrade", b"expect"))
@@ -24,6 +31,9 @@ _LONG_WAY = frozenset((b"transfer-encoding", b"upgrade", b"expect"))
 class Door(Protocol):
     """Where lean requests go in. The app that uvicorn runs, or one that it wraps (its attribute
     ``app``), has it as attribute ``door``."""
+
+    #: Ends requests, of any way, whose body does not come.
+    slow_bodies: SlowBodies
 
     @property
     def max_body_bytes(self) -> int:
@@ -85,11 +95,19 @@ class LeanProtocol(HttpToolsProtocol):
         self._lean: LeanCycle | None = None
         #: The lean request that runs while uvicorn holds pipelined ones back.
         self._before: LeanCycle | None = None
+        #: Whether the body of a request that went the long way is still coming.
+        self._reading = False
         self._dated: tuple[Any, bytes] = (None, b"")
         #: When the last lean answer was written, on the loop's clock; infinite since a request
         #: began. One timer looks at it now and then: one for each answer would cost more.
         self._idle_from_s = math.inf
         self._idle_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """asyncio: a client came."""
+        super().connection_made(transport)
+        if self._door is not None:
+            self._door.slow_bodies.watch(self)
 
     def on_message_begin(self) -> None:
         """httptools: a request starts. The ASGI scope is made only when one is needed."""
@@ -121,8 +139,10 @@ class LeanProtocol(HttpToolsProtocol):
         if self._lean is not None:
             self.cycle = self._lean  # type: ignore[assignment]  # it has all that is read
             return
-        if isinstance(self.cycle, LeanCycle):
-            self._before = self.cycle
+        self._reading = True
+        before: object = self.cycle
+        if isinstance(before, LeanCycle):
+            self._before = before
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
@@ -145,11 +165,12 @@ class LeanProtocol(HttpToolsProtocol):
         """httptools: the request is whole."""
         lean, self._lean = self._lean, None
         if lean is None:
+            self._reading = False
             super().on_message_complete()
         elif self._door is not None:
             self._door.enter(lean)
 
-    def write(self, answer: Answer, cycle: LeanCycle) -> None:
+    def write(self, answer: Answer, cycle: LeanCycle | RequestResponseCycle) -> None:
         """Send an answer and be ready for the next request of this connection."""
         body = answer.body
         parts = [
@@ -172,6 +193,33 @@ class LeanProtocol(HttpToolsProtocol):
         self._idle_from_s = self.loop.time()
         if self._idle_timer is None:
             self._idle_timer = self.loop.call_later(self.timeout_keep_alive, self._look_if_idle)
+
+    def unfinished(self) -> object | None:
+        """The request whose body the client still sends. Not one that is held back, by the app or
+        by those before it on this connection."""
+        if self._lean is not None:
+            return self._lean
+        if not self._reading or self.flow.read_paused or self.pipeline:
+            return None
+        # An answer may come before the body's end, and the client send on after it.
+        answering = self.cycle.response_started and not self.cycle.response_complete
+        return None if answering else self.cycle
+
+    def end_slow(self, error: SlowBodyError) -> None:
+        """Answer the unfinished request with 408, and hang up."""
+        lean, self._lean = self._lean, None
+        if lean is not None and self._door is not None:
+            lean.keep_alive, lean.codec = False, _Refusing(lean.codec, error)
+            self._door.enter(lean)  # which has it counted
+            return
+        cycle = self.cycle
+        if cycle.response_complete:
+            self.transport.close()
+            return
+        cycle.disconnected, cycle.keep_alive = True, False
+        cycle.message_event.set()  # the app learns that the client is gone
+        text = {"error": {"code": error.code, "message": error.message}}
+        self.write(Answer(error.http_status, json.dumps(text).encode()), cycle)
 
     def _look_if_idle(self) -> None:
         """Close the connection if nothing came since the last answer for as long as is allowed;
@@ -210,6 +258,17 @@ class LeanProtocol(HttpToolsProtocol):
             rendered = b"".join(b"%s: %s\r\n" % pair for pair in given)
             self._dated = (given, rendered)
         return self._dated[1]
+
+
+class _Refusing:
+    """A codec that refuses what it is given."""
+
+    def __init__(self, codec: Codec, error: SlowBodyError) -> None:
+        self.refuse, self._error = codec.refuse, error
+
+    def decode(self, request: Request) -> Call | Answer:
+        """Raises the error."""
+        raise self._error
 
 
 def _door(app: Any) -> Door | None:

@@ -33,6 +33,7 @@ GUARDED = {
 _UNKNOWN = {"404": "no such model or version is served here"}
 #: The same for inference.
 INFERENCE = GUARDED | {
+    "408": "the body did not come to its end in time",
     "413": "the body or its number of rows is over the limit",
     "415": "the body is of a kind that is not read here",
     "422": "a row does not fit the input model, or a node could not compute it",

@@ -110,6 +110,7 @@ class Ingress(GrpcMethods):
             self._plan,
             self._batcher,
             max_body_bytes=self._args.max_body_bytes,
+            body_timeout_s=self._args.body_timeout_s,
             gateway=self._gateway,
             version=self._version,
             unready=self._unready,
