@@ -86,9 +86,9 @@ def test_draw_writes_a_file(run, tmp_path):
 
 
 def test_the_environment_of_the_fast_path_can_be_read_by_a_shell(run):
-    script = run("env").stdout + "env"
+    script = f'eval "$(cat <<"end"\n{run("env").stdout}end\n)"; env -0'
     shell = subprocess.run(["sh", "-c", script], capture_output=True, text=True, timeout=30)
-    assert set(shell.stdout.splitlines()) >= {f"{k}={v}" for k, v in FAST_PATH.items()}
+    assert set(shell.stdout.split("\0")) >= {f"{k}={v}" for k, v in FAST_PATH.items()}
 
 
 def test_version_is_printed(run):

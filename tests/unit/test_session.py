@@ -101,12 +101,14 @@ def test_serve_of_a_session_gets_ports_that_nobody_listens_on(offset: int):
 
 
 def test_haproxy_is_asked_for_only_on_the_fast_path():
-    sessions = [ServeSession(), ServeSession(fast_path=False)]
+    given = {"RAY_SERVE_HAPROXY_NBTHREAD": "7"}
+    sessions = [ServeSession(), ServeSession(fast_path=False), ServeSession(env=given)]
     try:
-        fast, plain = sessions
+        fast, plain, own = sessions
         assert fast.env.items() >= FAST_PATH.items()
         assert str(fast.folder) in fast.env["RAY_SERVE_HAPROXY_SOCKET_PATH"]
         assert "RAY_SERVE_ENABLE_HA_PROXY" not in plain.env
+        assert own.env["RAY_SERVE_HAPROXY_NBTHREAD"] == "7"
         assert len({fast.http_port, fast.gcs_port, fast.dashboard_port}) == 3
     finally:
         for each in sessions:

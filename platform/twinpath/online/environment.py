@@ -8,6 +8,24 @@ Serve reads these variables when it is imported, in every process: they must be 
 from collections.abc import Mapping
 from pathlib import Path
 
+#: Seconds that a client may take to send the headers of a request, and may be silent in the middle
+#: of anything else; an hour is what Serve gives it, and for headers there is no bound at all.
+HEADERS_S, SILENCE_S = 30, 300
+
+
+def slow_clients(headers_s: int, silence_s: int) -> dict[str, str]:
+    """Variables by which HAProxy gives up clients that are too slow.
+
+    Serve has none for HAProxy's `timeout http-request`. It writes the algorithm as it is into the
+    section of defaults, though, where a line of its own can follow. How long a body may take is
+    the replica's to see to (`slow_bodies`).
+    """
+    return {
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\ntimeout http-request {headers_s}s",
+        "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(silence_s),
+    }
+
+
 #: Variable → value.
 FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -21,6 +39,7 @@ FAST_PATH: dict[str, str] = {
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "5",
     # One in a thousand requests is logged to syslog, not each.
     "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000",
+    **slow_clients(HEADERS_S, SILENCE_S),
     # Ray runs workers at niceness 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",

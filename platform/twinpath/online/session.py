@@ -65,6 +65,7 @@ class ServeSession:
         if fast_path:
             (self.folder / "haproxy").mkdir()
             self.env |= FAST_PATH | haproxy_files(self.folder / "haproxy", ports[3], ports[4])
+            self.env |= dict(env or {})
         else:
             for name in FAST_PATH:
                 self.env.pop(name, None)
