@@ -91,6 +91,9 @@ def served() -> Iterator[Served]:
     placed = application("fused", nodes={"double": {"num_cpus": 0.1}})
     placed |= {"name": "placed", "route_prefix": "/placed"}
     tight = application("tight", ingress={"num_cpus": 0.1, "max_queue_rows": 2})
+    waiting = application(
+        "waiting", ingress={"num_cpus": 0.1, "max_queue_rows": 100, "body_timeout_s": 3.0}
+    )
     paths = [ROOT / "platform", ROOT, HERE]
     with ServeSession(num_cpus=8, pythonpath=paths) as session:
         served = Served(session)
@@ -107,8 +110,8 @@ def served() -> Iterator[Served]:
         guarded |= {"name": "guarded", "route_prefix": "/guarded"}
         pair = application("fused", ingress={"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}})
         pair |= {"name": "pair", "route_prefix": "/pair"}
-        served.deploy([*(application(graph) for graph in GRAPHS), placed, tight, guarded, pair])
-        for graph in (*GRAPHS, "placed", "tight", "guarded", "pair"):
+        served.deploy([*map(application, GRAPHS), placed, tight, waiting, guarded, pair])
+        for graph in (*GRAPHS, "placed", "tight", "waiting", "guarded", "pair"):
             session.wait_until_ready(f"/{graph}/readyz")
         yield served
     assert session.processes() == []

@@ -1,5 +1,6 @@
 """Small graphs that the tests serve; replicas import them from this folder."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -64,6 +65,17 @@ class Slow(Node):
         return {"y": columns["x"].astype(np.float64)}
 
 
+class Wait(Node):
+    """y = x, after x seconds of the row that has most."""
+
+    inputs = {"x": "float64"}
+    outputs = {"y": "float64"}
+
+    async def predict(self, columns: Columns) -> Columns:
+        await asyncio.sleep(columns["x"].max())
+        return {"y": columns["x"]}
+
+
 class TooFew(Node):
     """Breaks its contract: it forgets the last row."""
 
@@ -125,6 +137,12 @@ pausing = Graph("pausing", input=Number, output=Answer, batch=Batch(max_size=2))
 with pausing as number:
     pausing.output(Slow(0.05)(number))
 pausing_app = pausing.app
+
+#: Rows say how long they keep the ingress busy, and the others wait.
+waiting = Graph("waiting", input=Number, output=Answer, batch=Batch(max_size=100))
+with waiting as number:
+    waiting.output(Wait()(number))
+waiting_app = waiting.app
 
 
 def __getattr__(name: str) -> Any:
