@@ -1,7 +1,6 @@
-"""The data plane on a real Serve, behind HAProxy: overload, deadlines, gateway, hostile bytes."""
+"""The data plane on a real Serve, behind HAProxy: overload, deadlines, gateway."""
 
 import json
-import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -236,35 +235,3 @@ def test_a_body_over_the_limit_is_in_the_audit_log(served: Served):
     assert answer.status_code == 413
     line = audited(served, "too-large")
     assert (line["principal"], line["status"], line["code"]) == ("ann", 413, "body_too_large")
-
-
-def test_hostile_bytes_harm_nobody(served: Served):
-    port = served.session.http_port
-
-    def opened(sent: bytes) -> socket.socket:
-        connection = socket.create_connection(("127.0.0.1", port), timeout=5)
-        connection.sendall(sent)
-        return connection
-
-    start = b"POST /fused/predict HTTP/1.1\r\nhost: x\r\n"
-    slow = [opened(start + b"x-slow: ") for _ in range(150)]
-    endless = [opened(start + b"content-length: 100\r\n\r\n{") for _ in range(150)]
-    for each in (
-        start + b"x-huge: " + b"a" * 100_000 + b"\r\n\r\n",
-        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 10 + b"\r\n\r\n",
-        b"POST / HTTP/9.9\r\n\r\n",
-        start + b"content-length: -1\r\n\r\n",
-        start + b"content-length: 5\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
-        b"GET /" + b"%" * 5000 + b" HTTP/1.1\r\n\r\n",
-    ):
-        with opened(each) as connection:
-            answer = connection.recv(200)
-            assert not answer.startswith(b"HTTP/1.1 5"), (each[:40], answer)
-    with served.client("fused") as client:
-        for connection in slow[:20]:
-            connection.sendall(b"a")
-            assert client.post("/fused/predict", json=BODY).status_code == 200
-    for connection in (*slow, *endless):
-        connection.close()
-    with served.client("fused") as client:
-        assert client.post("/fused/predict", json=BODY).status_code == 200

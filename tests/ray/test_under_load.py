@@ -6,10 +6,14 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
+import grpc
 import httpx
 import pytest
 from conftest import Served, application, until
+
+from twinpath.online.protocols import oip_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,8 +43,11 @@ class Clients:
             for thread in self._threads:
                 thread.join()
 
+    def _opened(self) -> Any:
+        return httpx.Client(timeout=60)
+
     def _ask(self) -> None:
-        with httpx.Client(timeout=60) as client:
+        with self._opened() as client:
             while not self._over.is_set():
                 with self._lock:
                     number = next(self._numbers)
@@ -52,7 +59,7 @@ class Clients:
                         self.wrong.append(f"request {number}: {problem}")
                 time.sleep(self._pause_s)
 
-    def _problem(self, client: httpx.Client, number: int) -> str | None:
+    def _problem(self, client: Any, number: int) -> str | None:
         name, label = f"load-{number}", f"row {number}"
         body = {"rows": [{"x": float(number), "label": label}]}
         try:
@@ -65,6 +72,32 @@ class Clients:
             return f"it has the ids {answer.headers.get_list('x-request-id')}"
         rows = answer.json()["rows"]
         return None if len(rows) == 1 and rows[0]["label"] == label else f"it has the rows {rows}"
+
+
+class GrpcClients(Clients):
+    """The same over gRPC: ``url`` is the server's address, and the application's name."""
+
+    def _opened(self) -> Any:
+        return grpc.insecure_channel(self._url.partition("/")[0])
+
+    def _problem(self, client: Any, number: int) -> str | None:
+        request = pb.ModelInferRequest(model_name="pausing")
+        x = request.inputs.add(name="x", datatype="FP64", shape=[1])
+        x.contents.fp64_contents.append(number)
+        label = request.inputs.add(name="label", datatype="BYTES", shape=[1])
+        label.contents.bytes_contents.append(b"row %d" % number)
+        infer = client.unary_unary(
+            "/inference.GRPCInferenceService/ModelInfer",
+            request_serializer=pb.ModelInferRequest.SerializeToString,
+            response_deserializer=pb.ModelInferResponse.FromString,
+        )
+        metadata = (("application", self._url.partition("/")[2]),)
+        try:
+            answer = infer(request, metadata=metadata, timeout=60)
+        except grpc.RpcError as error:
+            return f"{error.code()} {error.details()}"
+        raw = b"".join(answer.raw_output_contents)
+        return None if b"row %d" % number in raw else f"it has the outputs {answer}"
 
 
 @contextlib.contextmanager
@@ -100,23 +133,27 @@ def test_the_queue_scales_an_ingress_and_neither_its_drain_nor_a_redeploy_loses_
 ):
     with also_deployed(served, "elastic") as redeploy:
         url = f"{served.session.url}/elastic/pausing/predict"
+        address = f"127.0.0.1:{served.session.grpc_port}/elastic"
 
         def running() -> int:
             return served.replicas("elastic", "pausing")
 
-        with Clients(url, 16).asking() as crowd:
+        with Clients(url, 12).asking() as crowd, GrpcClients(address, 4).asking() as calls:
             until(lambda: running() == 3, 90, "a queue of 16 rows gives three replicas")
-        assert crowd.wrong == []
-        assert crowd.good > 16
-        with Clients(url, 2, pause_s=0.02).asking() as few:
-            until(lambda: running() == 1, 90, "two of them drain while two clients go on")
-            until(lambda: few.good > 10, 60, "who are answered")
+        assert (crowd.wrong, calls.wrong) == ([], [])
+        assert crowd.good > 12
+        assert calls.good > 4
+        few, fewer = Clients(url, 2, pause_s=0.02), GrpcClients(address, 1, pause_s=0.02)
+        with few.asking(), fewer.asking():
+            until(lambda: running() == 1, 90, "two of them drain while three clients go on")
+            until(lambda: min(few.good, fewer.good) > 10, 60, "who are answered")
             redeploy("2")
             until(lambda: version_of(served, "elastic") == "2", 90, "the new version answers")
             until(lambda: running() == 1, 90, "and the old one is gone")
-            seen = few.good
-            until(lambda: few.good > seen + 10, 60, "answers of the new one")
-        assert few.wrong == []
+            seen = few.good, fewer.good
+            until(lambda: few.good > seen[0] + 10, 60, "answers of the new one")
+            until(lambda: fewer.good > seen[1] + 10, 60, "and over gRPC")
+        assert (few.wrong, fewer.wrong) == ([], [])
 
 
 def test_ids_and_counts_of_every_request_stay_exact(served: Served):
