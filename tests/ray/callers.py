@@ -43,7 +43,12 @@ class Caller:
         """What comes back."""
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         headers = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-        body = await self.reader.readexactly(int(headers["content-length"]))
+        if headers.get("transfer-encoding") == "chunked":  # what Serve itself answers
+            body = b""
+            while size := int(await self.reader.readline(), 16):
+                body += (await self.reader.readexactly(size + 2))[:-2]
+        else:
+            body = await self.reader.readexactly(int(headers["content-length"]))
         self.writer.close()
         return Reply(int(head[0].split()[1]), headers, body)
 

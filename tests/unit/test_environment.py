@@ -5,6 +5,8 @@ from twinpath.online.environment import FAST_PATH, slow_path
 
 def test_with_the_fast_path_there_is_nothing_to_say():
     assert slow_path(FAST_PATH | {"PATH": "/bin"}) is None
+    assert slow_path(FAST_PATH, None) is None
+    assert "request_timeout_s is 2.5" in (slow_path(FAST_PATH, 2.5) or "")
 
 
 def test_a_serve_without_it_is_told_what_is_missing_and_what_to_do():

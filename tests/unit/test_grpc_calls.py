@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -16,6 +17,7 @@ from twinpath.errors import TwinpathError
 from twinpath.graph.stage import Executor
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
+from twinpath.online.grpc_door import add_to_server
 from twinpath.online.oip_service import METHODS, SERVICE, OipService, service_handlers
 from twinpath.online.protocols import oip_pb2 as pb
 
@@ -176,3 +178,37 @@ async def test_methods_beside_inference_are_counted_too():
             assert (await call.code()).name == code
     assert served.ended == [(name, code) for name, _, code in calls]
     assert served.ongoing == 0
+
+
+class Server:
+    """The part of Serve's gRPC server in a replica that is written to."""
+
+    def __init__(self, max_queued_requests: int, request_timeout_s: float | None) -> None:
+        self.max_queued_requests = max_queued_requests
+        self._grpc_options = SimpleNamespace(request_timeout_s=request_timeout_s)
+        self._metrics_manager = self._user_callable_wrapper = self._deployment_id = None
+        self.untouched: list[str] = []
+        self.handlers = 0
+
+    def service_handler_factory(self) -> None:
+        """A method of the replica, by which that is found."""
+
+    def add_passthrough_service(self, name: str) -> None:
+        self.untouched.append(name)
+
+    def add_generic_rpc_handlers(self, handlers: Any) -> None:
+        self.handlers += len(handlers)
+
+    def add_registered_method_handlers(self, service: str, handlers: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("queued", "timeout_s", "ours"), [(-1, None, True), (-1, 2.0, False), (10, None, False)]
+)
+def test_what_serve_must_see_to_itself_is_left_to_it(
+    queued: int, timeout_s: float | None, ours: bool
+):
+    server = Server(queued, timeout_s)
+    add_to_server(None, server)
+    assert (SERVICE in server.untouched) is ours
+    assert server.handlers >= 1

@@ -56,9 +56,16 @@ _ESSENTIAL = (
 GRPC_SERVICES = "twinpath.online.grpc_door:add_to_server"
 
 
-def slow_path(env: Mapping[str, str]) -> str | None:
-    """Why a replica with this environment is slow, and what to do about it; None if it is not."""
+def slow_path(env: Mapping[str, str], request_timeout_s: float | None = None) -> str | None:
+    """Why a replica with this environment, and this option of Serve, is slow, and what to do about
+    it; None if it is not."""
     wrong = [name for name in _ESSENTIAL if env.get(name) != FAST_PATH[name]]
+    if not wrong and request_timeout_s:
+        return (
+            f"Serve's option request_timeout_s is {request_timeout_s:g}: it is kept, and to keep "
+            "it every HTTP request takes a way that is several times slower. Leave it out, and "
+            "bound the wait with ingress.queue_timeout_s, or with x-request-timeout-ms in a request"
+        )
     if not wrong:
         return None
     given = ", ".join(f"{name} is {env.get(name, 'not set')!s}" for name in wrong)

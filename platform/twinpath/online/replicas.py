@@ -29,7 +29,6 @@ from twinpath.online.environment import slow_path
 from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.feature_metrics import FeatureMetrics
 from twinpath.online.frontend import Frontend
-from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.health import end_with
@@ -96,8 +95,9 @@ class Ingress(GrpcMethods):
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
-        await _refuse_public(self._gateway)
-        slow = slow_path(os.environ)
+        options = await _http_options()
+        refuse_public(options.host, self._gateway)
+        slow = slow_path(os.environ, options.request_timeout_s)
         if slow is not None:
             _LOG.warning("%s: %s", self._plan.graph_name, slow)
         replica = _replica()
@@ -324,13 +324,11 @@ def _at_once(plan: Plan, remotes: Mapping[str, NodeCall]) -> list[int]:
     return [min((getattr(step.node, "max_inflight", 1) for step in steps), default=1)]
 
 
-async def _refuse_public(gateway: GatewayArgs) -> None:
-    """Raises ConfigError if Serve listens on an address that the gateway does not guard."""
+async def _http_options() -> Any:
+    """Serve's HTTPOptions."""
     from ray.serve.context import _get_global_client
 
-    client = _get_global_client()
-    options = await client._controller.get_http_config.remote()
-    refuse_public(options.host, gateway)
+    return await _get_global_client()._controller.get_http_config.remote()
 
 
 def settle() -> None:

@@ -111,7 +111,7 @@ class ServeSession:
         self.stop()
 
     def start(self) -> None:
-        """Start the head node, and Serve with HTTP on ``http_port`` and gRPC on ``grpc_port``."""
+        """Start the head node, and Serve on it."""
         self.command(
             "ray", "start", "--head", f"--port={self.gcs_port}", f"--num-cpus={self._num_cpus}",
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
@@ -120,6 +120,10 @@ class ServeSession:
             f"--dashboard-agent-listen-port={free_ports(1)[0]}",
             without=("RAY_ADDRESS",),
         )  # fmt: skip
+        self.start_serve()
+
+    def start_serve(self) -> None:
+        """Start Serve with HTTP on ``http_port`` and gRPC on ``grpc_port``."""
         self.command(
             "serve", "start", "--http-host=127.0.0.1", f"--http-port={self.http_port}",
             f"--address=127.0.0.1:{self.gcs_port}", f"--grpc-port={self.grpc_port}",
