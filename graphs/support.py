@@ -52,7 +52,8 @@ def support(
     writer = LLM(
         llm, messages="chat", output="verdict", engine=engine, environment=environment,
         sampling={
-            "temperature": 0.0, "max_tokens": 60 + max_reply_chars,
+            # Enough for any verdict: a character is at most six tokens, as `\u00e9`.
+            "temperature": 0.0, "max_tokens": 80 + 6 * max_reply_chars,
             "structured_outputs": {"json": verdict_schema(max_reply_chars)},
         },
     )  # fmt: skip

@@ -38,7 +38,13 @@ ENGINE = json.loads(os.environ["TWINPATH_TEST_ENGINE"])
 
 chat = Graph("chat", input=Prompt, output=Written)
 with chat as rows:
-    chat.output(LLM(os.environ["TWINPATH_TEST_LLAMA"], engine=ENGINE)(rows))
+    llm = LLM(
+        os.environ["TWINPATH_TEST_LLAMA"],
+        sampling={"temperature": 0},
+        engine=ENGINE,
+        openai=json.loads(os.environ.get("TWINPATH_TEST_OPENAI", "{}")),
+    )
+    chat.output(llm(rows))
 chat_app = chat.app
 
 points = Graph("points", input=Line, output=Point)

@@ -78,6 +78,8 @@ def test_a_verdict_that_breaks_off_goes_to_a_person():
     answer = Answer()
     good = json.dumps({"intent": "seat", "urgent": False, "reply": "By the window."})
     assert answer._judged(good)["answered_by"] == "model"
+    tab = '{"intent": "seat", "urgent": false, "reply": "a\tb"}'
+    assert answer._judged(tab)["reply"] == "a\tb", "as grammars let models write it"
     for bad in (good[:-3], "", "{}", '{"intent": "seat", "urgent": false, "reply": "x", "y": 1}'):
         assert answer._judged(bad)["answered_by"] == "person"
 

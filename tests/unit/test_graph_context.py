@@ -79,7 +79,7 @@ async def test_a_remark_comes_back_from_a_node_with_replicas_of_its_own(monkeypa
 
 async def test_a_node_with_replicas_of_its_own_knows_until_when_anybody_waits(monkeypatch):
     pytest.importorskip("ray")
-    from twinpath.online import replicas
+    from twinpath.online import handles, replicas
 
     seen: list[float | None] = []
 
@@ -101,7 +101,7 @@ async def test_a_node_with_replicas_of_its_own_knows_until_when_anybody_waits(mo
         async def remote(self, *sent):
             return await placed(*sent)
 
-    call = replicas._remote(Handle(), by_row=False)
+    call = handles.remote(Handle(), by_row=False)
     columns = {"x": np.array([1.0])}
     await call(columns)
     DEADLINE_S.set(time.monotonic() + 60)

@@ -29,7 +29,7 @@ def test_the_last_figures_are_kept_and_prefix_tokens_added_up():
 async def test_rows_of_an_engine_go_out_one_by_one_and_come_back_in_their_order():
     pytest.importorskip("ray.serve")
     from twinpath.graph.columns import Outcome, RowError
-    from twinpath.online.replicas import _remote
+    from twinpath.online.handles import remote
 
     sent = []
 
@@ -45,7 +45,7 @@ async def test_rows_of_an_engine_go_out_one_by_one_and_come_back_in_their_order(
 
             return answer()
 
-    outcome = await _remote(Handle(), True)({"x": np.arange(5)})
+    outcome = await remote(Handle(), True)({"x": np.arange(5)})
     assert sent == [[0], [1], [2], [3], [4]]
     assert outcome.columns["y"].tolist() == [0, 10, 30, 40]
     assert outcome.rows.tolist() == [0, 1, 3, 4]

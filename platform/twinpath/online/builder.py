@@ -99,7 +99,7 @@ def _health(*nodes: Any) -> dict[str, Any]:
 
 def _routing(step: Step) -> dict[str, Any]:
     """Engines get the router that knows which replica has seen a prompt's beginning."""
-    from twinpath.online.replicas import routes_rows
+    from twinpath.online.handles import routes_rows
 
     if not routes_rows(step):
         return {}

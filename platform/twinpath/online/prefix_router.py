@@ -42,7 +42,8 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         request = pending_request.metadata.internal_request_id
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
-        session = str(columns[self._session][0]) if self._session else None
+        session = columns.get(self._session) if self._session else None
+        session = None if session is None else str(session[0])
         prompt = str(columns[self._column][0])
         chosen = self._policy.choose(request, prompt, sorted(by_id, key=str), session)
         pending_request.future.add_done_callback(

@@ -10,31 +10,31 @@ from contextlib import aclosing
 from typing import Any
 
 from twinpath.errors import TwinpathError
-from twinpath.graph.columns import Columns, Outcome, joined, row_count
-from twinpath.graph.context import DEADLINE_S
+from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.runner import NodeRunner
 from twinpath.graph.stage import NodeCall
-from twinpath.graph.streaming import StreamCall, StreamingExecutor
+from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes.features import FeatureLookup
 from twinpath.nodes.llm_load import EngineLoad
-from twinpath.nodes.llm_metrics import samples
+from twinpath.nodes.llm_memory import is_engine
 from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.args import GraphArgs
 from twinpath.online.autoscaling import KV_USE, LOAD
 from twinpath.online.batcher import Batcher
 from twinpath.online.capturing import capture
-from twinpath.online.engine_metrics import EngineMetrics
+from twinpath.online.engines import EngineSide, Part, Wanted
 from twinpath.online.environment import slow_path
 from twinpath.online.feature_args import CaptureArgs
 from twinpath.online.feature_metrics import FeatureMetrics
 from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
-from twinpath.online.health import end_with
+from twinpath.online.handles import answers, remote, routes_rows, streamed
 from twinpath.online.metrics import GraphMetrics, ray_metric
 from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
+from twinpath.online.protocols.openai_remote import RemoteEngine
 from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
 from twinpath.online.rollouts.watched import reports
@@ -44,8 +44,6 @@ _LOG = logging.getLogger("ray.serve")
 #: Batches under way from one ingress when nodes behind it have replicas of their own: enough to
 #: keep many of them busy, and to let the queue be seen where it scales them.
 REMOTE_MAX_INFLIGHT = 64
-#: How long a readiness probe waits for a placed node's answer.
-PROBE_S = 1.0
 
 
 class Ingress(GrpcMethods):
@@ -63,9 +61,10 @@ class Ingress(GrpcMethods):
         self._controller, self._rollout_args = controller, given.rollouts
         self._side: RolloutSide | None = None
         self._plan, self._args = plan, args
-        #: The engine that the whole graph is, if it is one, and the tasks that look after it.
+        #: The engine that the whole graph is, if it is one in this process, and every engine here.
         self._engine: Any = None
-        self._watches: list[asyncio.Task[None]] = []
+        self._sides: list[EngineSide] = []
+        self._handles = handles
         self._gateway, self._version = given.gateway, given.version
         self._push = given.features.push
         # A node that may rest at no replica is not waited for: a probe must not wake it.
@@ -75,11 +74,11 @@ class Ingress(GrpcMethods):
             if step.placement is not None and step.placement.replicas.min > 0
         }
         by_row = {step.name for step in plan.placed if routes_rows(step)}
-        remotes = {name: _remote(handle, name in by_row) for name, handle in handles.items()}
+        remotes = {name: remote(handle, name in by_row) for name, handle in handles.items()}
         self._executor = StreamingExecutor(
             plan,
             remotes=remotes,
-            streams={name: _streamed(handle) for name, handle in handles.items()},
+            streams={name: streamed(handle) for name, handle in handles.items()},
             offload_after_ms=args.offload_after_ms,
         )
         self._executor.setup()
@@ -132,17 +131,18 @@ class Ingress(GrpcMethods):
         app.frontend.observe = metrics.request
         plane.observe_batch = metrics.batch
         plane.switch = self._switch
+        self._sides = [
+            EngineSide(node, self._plan.graph_name, replica)
+            for node in nodes.values()
+            if is_engine(node)
+        ]
         step = engine_step(self._plan)
-        self._engine = None if step is None else self._executor.nodes[step.name]
-        if self._engine is not None:
-            app.openai = OpenAIDoor(
-                await self._engine.openai_app(), app.frontend, self._engine.check_health
-            )
-            engine = EngineMetrics(self._plan.graph_name, replica, samples, ray_metric)
-            self._watches = [
-                asyncio.create_task(end_with(self.check_health)),
-                asyncio.create_task(engine.publish()),
-            ]
+        if step is not None and step.placement is None:
+            [side], self._engine = self._sides, nodes[step.name]
+            app.openai = OpenAIDoor(await side.app(), app.frontend, self._engine.check_health)
+        elif step is not None:
+            routed_by = getattr(step.node, "routed_by", None)
+            app.openai = OpenAIDoor(RemoteEngine(self._handles[step.name], routed_by), app.frontend)
         plane.live_versions = self._live_versions
         plane.notes = self._notes
         self._app = app
@@ -208,7 +208,7 @@ class Ingress(GrpcMethods):
         """Names of placed nodes that no replica has set up yet; asked until each has said yes."""
         for name, ready in zip(
             list(self._awaited),
-            await asyncio.gather(*(_answers(handle) for handle in self._awaited.values())),
+            await asyncio.gather(*(answers(handle) for handle in self._awaited.values())),
             strict=True,
         ):
             if ready:
@@ -216,8 +216,8 @@ class Ingress(GrpcMethods):
         return sorted(self._awaited)
 
     async def _close(self) -> None:
-        for watch in self._watches:
-            watch.cancel()
+        for side in self._sides:
+            side.close()
         await self._batcher.close()
         if self._side is not None:
             await self._side.close()
@@ -257,6 +257,9 @@ class PlacedNode:
         if controller is not None and reports(self._runner.node):
             self._reporter = Reporter(nodes, teller(controller), _replica(), interval_s)
             self._reporter.start()
+        self._side: EngineSide | None = None
+        if is_engine(self._runner.node):
+            self._side = EngineSide(self._runner.node, graph, _replica())
         settle()
 
     async def __call__(self, columns: Columns, left_s: float | None = None) -> Outcome:
@@ -279,6 +282,13 @@ class PlacedNode:
     async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
         """One row of the columns that the node reads → its own columns as they come."""
         async with aclosing(self._runner.node.stream(columns)) as parts:
+            async for part in parts:
+                yield part
+
+    async def openai(self, routed: Columns, wanted: Wanted) -> AsyncIterator[Part]:
+        """An engine's answer to a request to its OpenAI API; ``routed`` is the router's."""
+        assert self._side is not None
+        async with aclosing(self._side.answer(wanted)) as parts:
             async for part in parts:
                 yield part
 
@@ -305,6 +315,8 @@ class PlacedNode:
             await self._batcher.close()
             if self._reporter is not None:
                 self._reporter.stop()
+            if self._side is not None:
+                self._side.close()
             self._runner.teardown()
             for recorder in getattr(self, "_recorders", ()):
                 await asyncio.to_thread(recorder.close)
@@ -338,62 +350,3 @@ def settle() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-def routes_rows(step: Step) -> bool:
-    """Whether the rows of a batch go to replicas one by one: for engines, where a row's work is
-    worth a call, and its prompt says which replica has seen its beginning."""
-    several = step.placement is not None and step.placement.replicas.max > 1
-    return several and getattr(step.node, "routed_by", None) is not None
-
-
-def _remote(handle: Any, by_row: bool) -> NodeCall:
-    async def call(columns: Columns) -> Outcome:
-        deadline_s = DEADLINE_S.get()
-        # Seconds that are left: the clock of another machine is another one.
-        left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        outcome: Outcome = await _unwrapped(handle.remote(columns, left_s))
-        return outcome
-
-    async def call_by_row(columns: Columns) -> Outcome:
-        rows = range(row_count(columns))
-        parts = [{name: values[i : i + 1] for name, values in columns.items()} for i in rows]
-        return joined(await asyncio.gather(*map(call, parts)))
-
-    return call_by_row if by_row else call
-
-
-def _streamed(handle: Any) -> StreamCall:
-    async def call(columns: Columns) -> AsyncIterator[Columns]:
-        from ray.exceptions import RayTaskError
-
-        parts = handle.options(stream=True).stream.remote(columns)
-        try:
-            async for part in parts:
-                yield part
-        except RayTaskError as error:
-            raise (error.cause if isinstance(error.cause, Exception) else error) from None
-        finally:
-            # A caller that hung up: the node's generator is closed, which aborts its work.
-            parts.cancel()
-
-    return call
-
-
-async def _answers(handle: Any) -> bool:
-    response = handle.ready.remote()
-    try:
-        return bool(await asyncio.wait_for(_unwrapped(response), PROBE_S))
-    except Exception:
-        response.cancel()
-        return False
-
-
-async def _unwrapped(response: Any) -> Any:
-    """Await a handle's response; an error of our own tree comes back as itself."""
-    from ray.exceptions import RayTaskError
-
-    try:
-        return await response
-    except RayTaskError as error:
-        raise (error.cause if isinstance(error.cause, Exception) else error) from None

@@ -1,0 +1,119 @@
+"""An engine in a replica: looked after, and asked for whole requests to its OpenAI API.
+
+The engine of a placed node has the ingress in another process. A request goes there as what ASGI
+says of it, and comes back as ASGI's messages, as many at a time as are ready.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.types import Message, Receive
+
+from twinpath.nodes.llm_metrics import samples
+from twinpath.nodes.llm_usage import USAGE, Usage
+from twinpath.online.engine_metrics import EngineMetrics
+from twinpath.online.health import end_with
+from twinpath.online.metrics import ray_metric
+
+#: What an endpoint whose caller is gone has to end by itself in.
+LEAVE_S = 5.0
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request: what of ASGI's scope the engine's endpoints read, and the body."""
+
+    scope: dict[str, Any]
+    body: bytes
+
+
+@dataclass(frozen=True)
+class Part:
+    """Messages of an answer, and what the request has cost so far."""
+
+    messages: list[Message]
+    prompt_tokens: int
+    completion_tokens: int
+
+
+class EngineSide:
+    """What a replica does for the engine of ``node`` beside asking it for rows. Made in the event
+    loop of the replica."""
+
+    def __init__(self, node: Any, graph: str, replica: str) -> None:
+        self._node = node
+        self._app: asyncio.Future[Any] | None = None
+        metrics = EngineMetrics(graph, replica, samples, ray_metric)
+        self._tasks = {
+            asyncio.create_task(end_with(node.check_health)),
+            asyncio.create_task(metrics.publish()),
+        }
+
+    def close(self) -> None:
+        """Look after it no more."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def app(self) -> Any:
+        """The engine's OpenAI app, made once."""
+        if self._app is None:
+            self._app = asyncio.ensure_future(self._node.openai_app())
+        return await asyncio.shield(self._app)
+
+    async def answer(self, wanted: Wanted) -> AsyncGenerator[Part]:
+        """Parts of the answer as they come. Whoever closes this aborts the engine's work.
+
+        Raises RetryLaterError when the engine is dead.
+        """
+        self._node.check_health()
+        app = await self.app()
+        usage, gone = Usage(), asyncio.Event()
+        messages: asyncio.Queue[Message | None] = asyncio.Queue()
+
+        async def run() -> None:
+            USAGE.set(usage)
+            try:
+                await app(wanted.scope, _receive(wanted.body, gone), messages.put)
+            finally:
+                messages.put_nowait(None)
+
+        running = asyncio.create_task(run())
+        try:
+            ended = False
+            while not ended:
+                ready = [await messages.get()]
+                while not messages.empty():
+                    ready.append(messages.get_nowait())
+                ended = None in ready
+                given = [message for message in ready if message is not None]
+                yield Part(given, usage.prompt_tokens, usage.completion_tokens)
+            await running
+        finally:
+            if not running.done():
+                gone.set()
+                leaving = asyncio.create_task(_left(running))
+                self._tasks.add(leaving)
+                leaving.add_done_callback(self._tasks.discard)
+
+
+async def _left(running: "asyncio.Task[None]") -> None:
+    """Endpoints see that the caller is gone, and end. Cancelled at once, those of vLLM would leave
+    their sequences to the engine: it is another task that waits for these."""
+    await asyncio.wait({running}, timeout=LEAVE_S)
+    running.cancel()
+
+
+def _receive(body: bytes, gone: asyncio.Event) -> Receive:
+    read = False
+
+    async def receive() -> Message:
+        nonlocal read
+        if not read:
+            read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    return receive

@@ -1,0 +1,291 @@
+"""Engines with replicas of their own on Ray Serve: the support graph, and the OpenAI API of an
+engine whose replicas are chosen by the beginning of a prompt."""
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from graphs.support import SURE, support
+from graphs.support_model.nodes import verdict_schema
+from llm import models
+from llm.conftest import ENVIRONMENT, SERVED
+from llm.test_served import engines, events, is_of, many_streams, until, written
+from llm.test_support import KNOWN, STRANGE
+from twinpath.online.session import ServeSession
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+ENGINE = SERVED | {
+    "block_size": 32,
+    "enable_prefix_caching": True,
+    # Random weights would write blanks for ever.
+    "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+}
+REPLY_CHARS = 20
+#: In an order in which sure and unsure ones alternate at first.
+MESSAGES = [m for pair in zip(STRANGE, KNOWN, strict=False) for m in pair] + [*KNOWN][5:]
+
+
+@pytest.fixture(scope="module")
+def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
+    """The support graph below ``/support``, and two replicas of a Llama below ``/chat``, whose
+    engine is placed by the config."""
+    env = {
+        **ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
+        "TWINPATH_TEST_LLAMA": str(llama), "TWINPATH_TEST_MINILM": str(minilm),
+        "TWINPATH_TEST_ENGINE": json.dumps(ENGINE),
+        "TWINPATH_TEST_OPENAI": json.dumps({"enable_prompt_tokens_details": True}),
+    }  # fmt: skip
+    placed = {"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}}
+    one = placed | {"replicas": {"min": 1, "max": 1}}
+    applications = [
+        {
+            "name": app,
+            "route_prefix": f"/{app}",
+            "import_path": f"{module}:{app}_app",
+            "args": {"ingress": {"num_cpus": 0.1}, "nodes": {"llm": args}},
+        }
+        for app, module, args in (
+            ("support", "support_for_tests", one), ("chat", "llm_graph_for_tests", placed),
+        )
+    ]  # fmt: skip
+    with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT, HERE], env=env) as running:
+        config = running.folder / "config.yaml"
+        config.write_text(yaml.safe_dump({"applications": applications}))
+        running.deploy(config, timeout_s=300)
+        for app in ("chat", "support"):
+            running.wait_until_ready(f"/{app}/readyz")
+        yield running
+
+
+def ask(session: ServeSession, messages: list[str]) -> list[dict[str, Any]]:
+    """The support graph's replies."""
+    body = {"rows": [{"message": message} for message in messages]}
+    answer = httpx.post(f"{session.url}/support/predict", json=body, timeout=120)
+    assert answer.status_code == 200, answer.text
+    rows: list[dict[str, Any]] = answer.json()["rows"]
+    return rows
+
+
+def test_examples_answer_what_is_certain_and_the_model_the_rest_in_its_schema(session):
+    replies = dict(zip(MESSAGES, ask(session, MESSAGES), strict=True))
+    for message, intent in KNOWN.items():
+        reply = replies[message]
+        assert (reply["answered_by"], reply["intent"]) == ("examples", intent)
+        assert (reply["completion_tokens"], reply["confidence"] >= SURE) == (0, True)
+    fields = verdict_schema(REPLY_CHARS)["properties"]
+    for message in STRANGE:
+        reply = replies[message]
+        assert (reply["answered_by"], reply["confidence"] < SURE) == ("model", True)
+        assert reply["completion_tokens"] > 0
+        assert reply["intent"] in fields["intent"]["enum"]
+        assert 1 <= len(reply["reply"]) <= REPLY_CHARS
+
+
+def test_the_same_answers_come_in_process_online_and_from_a_job(session, llama, minilm, tmp_path):
+    online = ask(session, MESSAGES)
+    graph = support(
+        str(minilm), str(llama), engine=ENGINE, environment=ENVIRONMENT,
+        max_reply_chars=REPLY_CHARS, fused=True,
+    )  # fmt: skip
+    try:
+        here = graph.run([{"message": message} for message in MESSAGES]).rows()
+    finally:
+        graph.close()
+    frame = pd.DataFrame({"id": range(len(MESSAGES)), "message": MESSAGES})
+    frame.to_parquet(tmp_path / "messages.parquet")
+    script = str(HERE / "support_for_tests.py")
+    session.command(
+        Path(sys.executable).name, script, str(tmp_path / "messages.parquet"),
+        str(tmp_path / "replies"), timeout_s=240,
+    )  # fmt: skip
+    read = pd.read_parquet(tmp_path / "replies").sort_values("id")
+    job = read[list(online[0])].to_dict("records")
+    for row in (*online, *here, *job):
+        row["confidence"] = pytest.approx(row["confidence"], abs=1e-4)
+    assert job == online
+    assert here == online
+
+
+def chat(prompt: str, **more: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": prompt, "temperature": 0, "max_tokens": 8} | more
+
+
+def cached(answer: dict[str, Any]) -> int:
+    """Tokens of a prompt that the engine had read before."""
+    details = answer["usage"]["prompt_tokens_details"]
+    return 0 if details is None else int(details["cached_tokens"] or 0)
+
+
+def test_prompts_that_begin_alike_come_to_the_engine_that_has_read_their_beginning(session):
+    beginnings = [f"{topic}: " + " ".join(models.WORDS[topic:] * 3) for topic in range(8)]
+    with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
+
+        def read(body: dict[str, Any], path: str = "/v1/completions") -> int:
+            answer = client.post(path, json=body)
+            assert answer.status_code == 200, answer.text
+            return cached(answer.json())
+
+        found = [
+            [read(chat(f"{beginning} {turn}")) for turn in range(4)] for beginning in beginnings
+        ]
+        assert [sum(tokens == 0 for tokens in each) for each in found] == [1] * 8
+        assert all(tokens >= 64 for each in found for tokens in each[1:]), found
+        messages = [{"role": "system", "content": "chat " + beginnings[0]}]
+        for turn in range(4):
+            messages.append({"role": "user", "content": f"and {turn}?"})
+            body = {"model": "tiny", "messages": messages, "max_tokens": 2}
+            assert (read(body, "/v1/chat/completions") > 0) == (turn > 0)
+
+
+def test_a_placed_engine_has_the_openai_api_of_the_graph(session):
+    with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
+        [model] = client.get("/v1/models").json()["data"]
+        assert model["id"] == "tiny"
+        whole = client.post("/v1/completions", json=chat("why is it late", max_tokens=24)).json()
+        streamed = chat("why is it late", max_tokens=24, stream=True)
+        streamed["stream_options"] = {"include_usage": True}
+        with client.stream("POST", "/v1/completions", json=streamed) as answer:
+            assert answer.headers["content-type"].startswith("text/event-stream")
+            found = events("\n".join(answer.iter_lines()))
+        assert written(found) == whole["choices"][0]["text"]
+        assert found[-1] == "[DONE]"
+        assert found[-2]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
+        for body, status in (
+            (chat("hello") | {"model": "other"}, 404),
+            (chat("late " * 600), 400),
+            (chat("hello") | {"temperature": -1}, 400),
+        ):
+            refused = client.post("/v1/completions", json=body)
+            assert refused.status_code == status
+            assert refused.json()["error"]["message"]
+        assert client.post("/v1/completions", content=b"{").status_code in (400, 422)
+        tokens = client.post("/tokenize", json={"model": "tiny", "prompt": "hello"}).json()
+        assert tokens["count"] == len(tokens["tokens"]) > 0
+
+
+def generated(session: ServeSession, prompt: str) -> list[dict[str, Any]]:
+    """The events of the graph's own stream."""
+    url = f"{session.url}/chat/v2/models/chat/generate_stream"
+    with httpx.stream("POST", url, json={"prompt": prompt}, timeout=120) as answer:
+        assert answer.status_code == 200, answer.read()
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        return events("\n".join(answer.iter_lines()))
+
+
+def test_the_last_node_of_a_graph_streams_over_http_what_predict_answers(session):
+    streams = [generated(session, prompt) for prompt in models.prompts(4)]
+    rows = {"rows": [{"prompt": prompt} for prompt in models.prompts(4)]}
+    whole = httpx.post(f"{session.url}/chat/predict", json=rows, timeout=120).json()["rows"]
+    assert max(map(len, streams)) > 2
+    for stream, row in zip(streams, whole, strict=True):
+        assert "".join(event["text"] for event in stream) == row["text"]
+        assert stream[-1]["finish_reason"] == row["finish_reason"] != ""
+
+
+def vllm_counts(session: ServeSession, name: str) -> dict[str, float]:
+    """A metric of the chat's engines, by replica, as Prometheus would read it."""
+    found = session.folder / "prom_metrics_service_discovery.json"
+    [target, *_] = json.loads(found.read_text())[0]["targets"]
+    lines = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text.splitlines()
+    samples = [line for line in lines if line.startswith(f"ray_vllm_{name}{{")]
+    return {
+        line.partition('replica="')[2].partition('"')[0]: float(line.rpartition(" ")[2])
+        for line in samples
+        if 'graph="chat"' in line
+    }
+
+
+def test_clients_that_hang_up_leave_the_placed_engines_nothing_to_write(session):
+    """Half of them with a stream, half waiting for the whole."""
+    count, length = 60, 440
+
+    async def hang_up(client: httpx.AsyncClient, number: int) -> None:
+        body = chat(f"{number} hello", max_tokens=length, ignore_eos=True, stream=number % 2 == 0)
+        with contextlib.suppress(httpx.TimeoutException):
+            async with client.stream("POST", "/v1/completions", json=body, timeout=1) as answer:
+                assert answer.status_code == 200
+                await anext(answer.aiter_lines())
+
+    async def crowd() -> None:
+        async with httpx.AsyncClient(base_url=f"{session.url}/chat") as client:
+            await asyncio.gather(*(hang_up(client, number) for number in range(count)))
+
+    def total() -> float:
+        return sum(vllm_counts(session, "generation_tokens_total").values())
+
+    until(lambda: total() > 0, 60, "metrics of placed engines are exported")
+    time.sleep(5)
+    before = total()
+    asyncio.run(crowd())
+    until(lambda: total() > before, 60, "tokens are counted")
+    time.sleep(5)
+    print("written", total() - before)
+    assert sum(vllm_counts(session, "num_requests_running").values()) == 0
+    assert total() - before < count * length / 2
+
+
+def of_chat(session: ServeSession) -> list[psutil.Process]:
+    """The processes of the chat's engine replicas."""
+    found = []
+    for process in session.processes():
+        with contextlib.suppress(psutil.Error):
+            if "ServeReplica:chat:llm" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(session):
+    url = f"{session.url}/chat"
+    whole = asyncio.run(many_streams(url, 12, lambda: None))
+    assert all(stream[-1] == "[DONE]" for stream in whole)
+    first, _ = before = of_chat(session)
+    of_first = first.children(recursive=True)
+    assert any("EngineCore" in " ".join(process.cmdline()) for process in of_first)
+    found = asyncio.run(many_streams(url, 12, first.kill))
+    good = [stream for stream in found if written(stream) in map(written, whole)]
+    broken = [stream for stream in found if stream not in good]
+    assert good, "streams of the other replica are whole"
+    assert broken, "and those of the killed one are not"
+    for stream in broken:
+        [error] = [e["error"] for e in stream if isinstance(e, dict) and "error" in e]
+        assert error["code"] == "retry_later"
+        assert stream[-1] == "[DONE]"
+    _, left = psutil.wait_procs(of_first, timeout=30)
+    assert left == [], "its engine's processes are gone"
+    until(lambda: len(of_chat(session)) == 2 and of_chat(session) != before, 120, "another one")
+    until(lambda: len([e for e in engines(session) if is_of(e, "chat")]) == 2, 120, "its engine")
+
+
+def test_examples_answer_while_the_engine_is_replaced(session):
+    before = ask(session, MESSAGES)
+    [engine] = [process for process in engines(session) if is_of(process, "support")]
+    engine.kill()
+    known = ask(session, [*KNOWN])
+    assert {reply["answered_by"] for reply in known} == {"examples"}
+    body = {"rows": [{"message": STRANGE[0]}]}
+    seen = []
+
+    def answered() -> bool:
+        answer = httpx.post(f"{session.url}/support/predict", json=body, timeout=120)
+        seen.append(answer)
+        return answer.status_code == 200
+
+    until(answered, 120, "the model answers again")
+    print([(a.status_code, a.text[:200]) for a in seen[:5]])
+    assert {a.status_code for a in seen[:-1]} <= {503}
+    assert ask(session, MESSAGES) == before
+    psutil.wait_procs([engine], timeout=30)
+    assert not engine.is_running()
