@@ -1,10 +1,22 @@
 """Limits on tokens: a sliding window, charged afterwards."""
 
+import asyncio
+import contextlib
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
-from twinpath.errors import LimitError
+from twinpath.errors import LimitError, RetryLaterError
 from twinpath.online.dataplane import Ask
-from twinpath.online.gateway.spending import TokenLimit
+from twinpath.online.gateway.args import GatewayArgs
+from twinpath.online.gateway.build import build
+from twinpath.online.gateway.spending import SharedTokenLimit, TokenLimit
+from twinpath.online.session import free_ports
 
 
 def test_a_caller_is_let_in_while_anything_is_left():
@@ -56,3 +68,93 @@ def test_a_request_is_counted_for_its_principal():
         limit.admit(ann)
     assert raised.value.retry_after_s >= 1
     limit.admit(bob)
+
+
+# of several replicas
+
+
+def asked(name: str) -> Ask:
+    return Ask(graph="g", headers={}, principal=name)
+
+
+def gates(**given):
+    """The gateways of two replicas."""
+    args = GatewayArgs.model_validate({"limits": given})
+    return build(args, "g"), build(args, "g")
+
+
+def refused(gate, name: str = "ann") -> bool:
+    try:
+        gate.admit(asked(name))
+    except LimitError:
+        return True
+    return False
+
+
+def test_two_replicas_in_memory_give_a_caller_its_limit_together_and_one_alone_gives_half():
+    one, two = gates(tokens="1000/day", replicas=2)
+    one.spent(asked("ann"), 500)
+    assert refused(one), "its part is used up"
+    assert not refused(two)
+    two.spent(asked("ann"), 499)
+    assert not refused(two), "something is left"
+    two.spent(asked("ann"), 1)
+    assert refused(two)
+    assert not refused(one, "bob")
+
+
+@pytest.fixture
+def redis_port(tmp_path: Path) -> Iterator[int]:
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed; it is Debian's package")
+    [port] = free_ports(1)
+    command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
+    with (tmp_path / "redis.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+    for _ in range(100):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        time.sleep(0.05)
+    yield port
+    process.terminate()
+    process.wait(timeout=10)
+
+
+async def charged(gate) -> None:
+    """Wait until Redis knows what requests have cost."""
+    for rule in gate.rules:
+        if isinstance(rule, SharedTokenLimit):
+            await asyncio.gather(*rule._charging)
+
+
+async def test_replicas_that_share_a_redis_count_a_callers_tokens_together(redis_port: int):
+    one, two = gates(tokens="1000/day", redis_url=f"redis://127.0.0.1:{redis_port}", replicas=2)
+    for gate, tokens in ((one, 700), (two, 299)):
+        await gate.admit(asked("ann"))
+        gate.spent(asked("ann"), tokens)
+        await charged(gate)
+    for gate in (one, two):
+        await gate.admit(asked("ann"))
+    one.spent(asked("ann"), 1)
+    await charged(one)
+    for gate in (one, two):
+        with pytest.raises(LimitError, match="1000/day tokens is used up") as raised:
+            await gate.admit(asked("ann"))
+        assert raised.value.retry_after_s >= 1
+        await gate.admit(asked("bob"))
+
+
+async def test_what_is_spent_while_redis_is_away_is_charged_afterwards(redis_port: int):
+    [away] = free_ports(1)
+    limit = SharedTokenLimit("10/day", f"redis://127.0.0.1:{away}", "g")
+    with pytest.raises(RetryLaterError, match="cannot be counted now"):
+        await limit.admit(asked("ann"))
+    limit.spent(asked("ann"), 6)
+    await asyncio.gather(*limit._charging)
+    there = SharedTokenLimit("10/day", f"redis://127.0.0.1:{redis_port}", "g")
+    limit._storage, limit._down_until_s = there._storage, 0.0
+    limit.spent(asked("ann"), 4)
+    await asyncio.gather(*limit._charging)
+    with pytest.raises(LimitError):
+        await there.admit(asked("ann"))

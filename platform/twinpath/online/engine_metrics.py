@@ -11,6 +11,9 @@ from typing import Any
 from twinpath.nodes.llm_metrics import Sample
 
 EVERY_S = 1.0
+#: So often all values are handed over: Ray's exporter forgets a gauge that nobody sets for two of
+#: its intervals, of 10 seconds, and an engine may have nothing to do for longer.
+ALL_EVERY = 3
 
 
 class EngineMetrics:
@@ -28,9 +31,13 @@ class EngineMetrics:
         self._read, self._make = read, make
         self._gauges: dict[str, Any] = {}
         self._last: dict[tuple[str, str], float] = {}
+        self._flushes = 0
 
     def flush(self) -> None:
-        """Hand what has changed to the exporter."""
+        """Hand what has changed to the exporter, and now and then everything."""
+        if self._flushes % ALL_EVERY == 0:
+            self._last.clear()
+        self._flushes += 1
         for sample in self._read():
             key = sample.name, sample.le
             if self._last.get(key) == sample.value:

@@ -55,8 +55,8 @@ class JwtArgs(Strict):
 class LimitArgs(Strict):
     """Limits of each principal (of each address where there is no authentication). In memory each
     replica has its part, 1/``replicas``; with ``redis_url`` all replicas share one count. With
-    ``headers`` answers say what remains. ``tokens`` are those that language models read and write;
-    each replica counts them for its part."""
+    ``headers`` answers say what remains. ``tokens`` are those that language models read and
+    write."""
 
     rate: LimitText | None = None
     quota: LimitText | None = None

@@ -9,7 +9,7 @@ from twinpath.online.gateway.authentication import Authentication, Authenticator
 from twinpath.online.gateway.keys import ApiKeys
 from twinpath.online.gateway.limiting import Limit, SharedLimit
 from twinpath.online.gateway.rules import Gateway, Rule
-from twinpath.online.gateway.spending import TokenLimit
+from twinpath.online.gateway.spending import SharedTokenLimit, TokenLimit
 from twinpath.online.gateway.tokens import Tokens
 from twinpath.online.gateway.wishes import Deadlines, MaxRows, Priorities
 
@@ -36,7 +36,10 @@ def build(args: GatewayArgs, graph: str) -> Gateway:
     if given.quota is not None:
         rules.append(limit(given.quota, True, "limit"))
     if given.tokens is not None:
-        rules.append(TokenLimit(given.tokens, replicas=given.replicas))
+        if given.redis_url is not None:
+            rules.append(SharedTokenLimit(given.tokens, given.redis_url, graph))
+        else:
+            rules.append(TokenLimit(given.tokens, replicas=given.replicas))
     rules.append(Deadlines())
     if args.priorities:
         rules.append(Priorities())

@@ -85,7 +85,7 @@ class SharedLimit:
         """Raises LimitError, QuotaError or RetryLaterError."""
         caller = caller_of(ask)
         if time.monotonic() < self._down_until_s:
-            raise self._unreachable()
+            raise unreachable()
         try:
             async with asyncio.timeout(REDIS_S):
                 granted = await self._limiter.hit(self._item, self._graph, caller)
@@ -93,7 +93,7 @@ class SharedLimit:
         except (StorageError, OSError, TimeoutError) as error:
             self._down_until_s = time.monotonic() + REDIS_S
             _LOG.error("limits cannot be counted in Redis: %r", error)
-            raise self._unreachable() from None
+            raise unreachable() from None
         remaining, ends_s, _ = self._standings[caller]
         wait_s = ends_s - time.time()
         self._policy.stand(ask, remaining, max(0.0, wait_s))
@@ -110,9 +110,6 @@ class SharedLimit:
         if known is None:
             make_room(self._standings, lambda standing: now_s - standing[2] > _STANDING_S)
         self._standings[caller] = (stats.remaining, stats.reset_time, now_s)
-
-    def _unreachable(self) -> RetryLaterError:
-        return RetryLaterError("limits cannot be counted now: try again in a second", REDIS_S)
 
 
 def caller_of(ask: Ask) -> str:
@@ -145,3 +142,8 @@ def refusal(text: str, quota: bool, wait_s: float) -> LimitError:
     if quota:
         return QuotaError(f"the quota of {text} is used up: try again in {wait_s:.0f} s", wait_s)
     return LimitError(f"the limit of {text} is reached: try again in {wait_s:.0f} s", wait_s)
+
+
+def unreachable() -> RetryLaterError:
+    """The error for everybody while Redis does not answer."""
+    return RetryLaterError("limits cannot be counted now: try again in a second", REDIS_S)
