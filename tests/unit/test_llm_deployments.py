@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from twinpath.online.args import args_model
+from twinpath.online.args import args_model, place
+from twinpath.online.handles import routes_rows
 from twinpath.online.protocols.openai import engine_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -31,8 +32,10 @@ def test_a_config_fits_its_graph(application: dict[str, Any], monkeypatch: pytes
         monkeypatch.setenv(name, value)
     module = importlib.reload(importlib.import_module("graphs.chat"))
     args = args_model(module.graph.plan).model_validate(application["args"])
-    node = module.graph.plan.steps[0].node
+    plan = place(module.graph.plan, args)
+    node = plan.steps[0].node
     assert node.engine_options == json.loads(variables["TWINPATH_CHAT_ENGINE"])
     gpus = node.engine_options.get("tensor_parallel_size", 0)
-    assert (args.ingress.num_gpus or 0) == gpus
-    assert engine_step(module.graph.plan) is not None, "the OpenAI API is served"
+    assert plan.steps[0].placement.num_gpus == gpus
+    assert engine_step(plan) is not None, "the OpenAI API is served"
+    assert routes_rows(plan.steps[0]), "and prompts that begin alike go to the same replica"
