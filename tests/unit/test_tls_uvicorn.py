@@ -23,6 +23,7 @@ from twinpath.online.exchange import Codec, Request
 from twinpath.online.gateway.args import GatewayArgs
 from twinpath.online.gateway.tls import make_certificates
 from twinpath.online.lean import LeanCycle, LeanProtocol
+from twinpath.online.slow_bodies import SlowBodies
 
 ORIGIN = "https://me.example"
 
@@ -50,7 +51,9 @@ class App:
         given = GatewayArgs.model_validate({"cors": {"allow_origins": [ORIGIN]}})
         batcher = Batcher(executor.run, Batch())
         self._app = graph_app(graph.plan, batcher, max_body_bytes=1000, gateway=given)
-        self.max_body_bytes, self.door, self.entered = 1000, self, 0
+        self.max_body_bytes, self.body_timeout_s = 1000, 60.0
+        self.slow_bodies = SlowBodies(self)
+        self.door, self.entered = self, 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._app(scope, receive, send)
