@@ -13,7 +13,7 @@ import pytest
 import twinpath
 from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH
-from twinpath.online.session import MARKER, ServeSession, free_ports, serve_ports
+from twinpath.online.session import MARKER, PORTS, ServeSession, free_ports, serve_ports
 
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
@@ -28,15 +28,19 @@ def session():
     session.stop()
 
 
-def test_what_carries_the_marker_is_ended_even_if_it_does_not_want_to(session: ServeSession):
-    # A new session of the system: no parent or group leads to it any more.
+@pytest.mark.parametrize("lost", [(), (MARKER,), (MARKER, "RAY_AUTH_TOKEN")])
+def test_what_carries_the_marker_is_ended_even_if_it_does_not_want_to(
+    session: ServeSession, lost: tuple[str, ...]
+):
+    # A new session of the system: no parent or group leads to it any more. A process that changed
+    # its title has lost some of its variables.
+    env = {name: value for name, value in session.env.items() if name not in lost}
     mine = subprocess.Popen(
-        [sys.executable, "-c", STUBBORN], env=session.env, stdout=subprocess.PIPE,
-        start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, "-c", STUBBORN], env=env, stdout=subprocess.PIPE, start_new_session=True
+    )
     other = subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(60)"],
-        env=session.env | {MARKER: "another"},
+        env=os.environ | {MARKER: "another"},
     )
     try:
         assert mine.stdout is not None
@@ -117,6 +121,7 @@ def test_haproxy_is_asked_for_only_on_the_fast_path():
 
 def test_free_ports_are_different():
     assert len(set(free_ports(20))) == 20
+    assert set(free_ports(20)) <= set(PORTS)
 
 
 @pytest.mark.parametrize("first", ["SIGINT", "SIGTERM"])

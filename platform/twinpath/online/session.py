@@ -5,6 +5,7 @@ inherits a marker in its environment; when the session ends, whatever still carr
 """
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -29,6 +30,8 @@ from twinpath.errors import TwinpathError
 from twinpath.online.environment import FAST_PATH, GRPC_SERVICES, haproxy_files
 
 MARKER = "TWINPATH_SESSION"
+#: Ports of sessions: above those of replicas (`serve_ports`, and Serve's own from 30000 up).
+PORTS = range(31_000, 32_768)
 #: Answers in a row that make an application ready, a tenth of a second apart.
 READY_IN_A_ROW = 10
 
@@ -59,6 +62,8 @@ class ServeSession:
         # Short, because socket paths below it may have 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="tw-"))
         self.marker = uuid.uuid4().hex
+        #: In several variables of each process of this session.
+        self._marks = (self.marker, self.folder.name)
         self.env = os.environ | dict(env or {})
         self.env.pop("PYTHONDONTWRITEBYTECODE", None)
         self.env |= serve_ports()
@@ -232,7 +237,7 @@ class ServeSession:
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and _carries(process, self.marker):
+                if process.pid != os.getpid() and _carries(process, self._marks):
                     found.append(process)
         return found
 
@@ -249,16 +254,18 @@ class ServeSession:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _carries(process: psutil.Process, marker: str) -> bool:
-    """Whether the marker is anywhere in the environment of a process.
+def _carries(process: psutil.Process, marks: Sequence[str]) -> bool:
+    """Whether one of these texts is anywhere in the environment of a process.
 
     The raw block is searched: a process that changes its title (Ray's and vLLM's do) overwrites
-    the start of it with NULs, and psutil reads no further than those.
+    the start of it with NULs, and psutil reads no further than those. Which variables stand there
+    is chance, so that one of them alone would not do.
     """
     raw = Path(f"/proc/{process.pid}/environ")
     if raw.exists():
-        return f"{MARKER}={marker}".encode() in raw.read_bytes()
-    return bool(process.environ().get(MARKER) == marker)
+        found = raw.read_bytes()
+        return any(mark.encode() in found for mark in marks)
+    return any(mark in value for value in process.environ().values() for mark in marks)
 
 
 @contextlib.contextmanager
@@ -288,15 +295,18 @@ def interrupt_once() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """TCP ports of the loopback that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-    finally:
-        for each in sockets:
-            each.close()
+    """TCP ports of the loopback that nobody listens on at this moment.
+
+    They lie below those that the kernel gives out (32768 up, Linux's default), as any connection of
+    any process may be given one of these before it is listened on.
+    """
+    found = itertools.islice(
+        filter(_is_free, random.SystemRandom().sample(PORTS, len(PORTS))), count
+    )
+    ports = list(found)
+    if len(ports) < count:
+        raise TwinpathError(f"fewer than {count} of the ports {PORTS[0]} to {PORTS[-1]} are free")
+    return ports
 
 
 def serve_ports() -> dict[str, str]:
