@@ -342,13 +342,13 @@ def test_the_gateway_guards_the_openai_api_and_counts_tokens(
             stranger = await client.post("/v1/completions", json=asked())
             listed = await client.get("/v1/models", headers=known)
             hidden = await client.get("/metrics", headers=known)
+            large = asked(prompt="x" * 200_000)
+            too_large = await client.post("/v1/completions", json=large, headers=known)
             streamed = asked(max_tokens=20, stream=True, ignore_eos=True)
             first = await client.post("/v1/completions", json=streamed, headers=known)
             more = asked(max_tokens=20, ignore_eos=True)
             second = await client.post("/v1/completions", json=more, headers=known)
             third = await client.post("/v1/completions", json=more, headers=known)
-            large = asked(prompt="x" * 200_000)
-            too_large = await client.post("/v1/completions", json=large, headers=known)
             return [stranger, listed, first, second, third, too_large, hidden]
 
     answers = loop.run(calls())
