@@ -76,16 +76,13 @@ def test_an_unknown_argument_is_refused_with_what_was_meant(
 
 def test_an_unknown_node_in_a_config_is_refused_with_what_was_meant(served: Served):
     wrong = application("fused", nodes={"duoble": {"num_cpus": 0.1}})
-    config = served.session.folder / "wrong.yaml"
-    config.write_text(
-        yaml.safe_dump({"applications": [wrong | {"name": "wrong", "route_prefix": "/wrong"}]})
-    )
-    with serve_run(served, str(config)) as log:
+    before = served.applications
+    served.deploy([*before, wrong | {"name": "wrong", "route_prefix": "/wrong"}])
+    try:
         until(
-            lambda: (
-                "Did you mean 'double'?" in log.read_text()
-                or "Did you mean 'double'?" in served.application("wrong").get("message", "")
-            ),
+            lambda: "Did you mean 'double'?" in served.application("wrong").get("message", ""),
             60,
             "the refusal",
         )
+    finally:
+        served.deploy(before)

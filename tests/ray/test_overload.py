@@ -8,7 +8,7 @@ import pytest
 from callers import Caller, Reply, all_right, answered
 from conftest import Served, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 #: Longer than everything that happens meanwhile takes, also where cores are few.
 BUSY_S = 6.0
 

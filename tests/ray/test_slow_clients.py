@@ -8,7 +8,7 @@ import pytest
 from callers import Caller, all_right, answered
 from conftest import Served
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 START = b"POST /waiting/predict HTTP/1.1\r\nhost: x\r\n"
 
 
