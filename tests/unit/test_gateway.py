@@ -6,9 +6,6 @@ import datetime as dt
 import http.server
 import json
 import re
-import shutil
-import socket
-import subprocess
 import tempfile
 import threading
 import time
@@ -54,7 +51,6 @@ from twinpath.online.gateway.wishes import Deadlines, MaxRows, Priorities
 from twinpath.online.oip_service import OipService
 from twinpath.online.policy import Priority
 from twinpath.online.protocols import oip_pb2 as pb
-from twinpath.online.session import free_ports
 
 NOW = dt.datetime.now(dt.UTC)
 
@@ -597,25 +593,6 @@ def test_the_rules_are_a_list_to_look_at(tmp_path: Path):
 
 
 # shared by replicas
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    """A Redis of this test's own."""
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed; it is Debian's package")
-    port = free_ports(1)[0]
-    command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-    with (tmp_path / "redis.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.05)
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(timeout=10)
 
 
 async def test_replicas_count_together_in_redis(redis_url: str):

@@ -1,13 +1,9 @@
 """Limits: the windows in memory against the `limits` library's, headers, keys' own, Redis."""
 
 import asyncio
-import contextlib
-import shutil
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +25,6 @@ from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.gateway.limiting import Limit, SharedLimit, address_of
 from twinpath.online.gateway.rules import Gateway
 from twinpath.online.gateway.windows import FixedWindows, SlidingWindows
-from twinpath.online.session import free_ports
 
 
 def ask(principal: str | None = None, **more: Any) -> Ask:
@@ -259,24 +254,6 @@ def test_a_keys_limit_has_to_be_readable(text: str):
 
 
 # in Redis
-
-
-@pytest.fixture
-def redis_url(tmp_path: Path) -> Iterator[str]:
-    program = shutil.which("redis-server")
-    if program is None:
-        pytest.skip("redis-server is not installed; it is Debian's package")
-    port = free_ports(1)[0]
-    command = [program, "--port", str(port), "--save", "", "--dir", str(tmp_path)]
-    with (tmp_path / "redis.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    for _ in range(100):
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-            break
-        time.sleep(0.05)
-    yield f"redis://127.0.0.1:{port}"
-    process.terminate()
-    process.wait(timeout=10)
 
 
 async def admit(gate: Gateway, seen: Ask) -> None:
