@@ -1,6 +1,7 @@
 """Labels find the scores that were given for their request, once, and only while they are kept."""
 
 import asyncio
+import time
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,13 @@ class Clock:
 def outcome(scores: list[float], versions: list[str], node: str = "model") -> Outcome:
     rows = positions(len(scores))
     noted = {"version": np.array(versions, object), "score": np.array(scores)}
-    return Outcome(len(scores), {}, rows, {}, notes={node: (rows, noted)})
+    return Outcome(len(scores), {}, rows, {}, batch_notes={node: (rows, noted)})
 
 
-def ask(request_id: str, principal: str | None = None) -> Ask:
-    return Ask("g", {}, request_id=request_id.encode(), principal=principal)
+def ask(request_id: str, principal: str | None = None, started_s: float | None = None) -> Ask:
+    """A request that came at that moment of the test's clock; now, on the real one."""
+    came_s = time.monotonic() if started_s is None else started_s
+    return Ask("g", {}, request_id=request_id.encode(), principal=principal, started_s=came_s)
 
 
 def test_labels_are_joined_with_version_and_score_of_their_rows():
@@ -76,7 +79,7 @@ def test_rows_and_time_are_bounded_and_the_oldest_go_first():
     clock = Clock()
     store = Feedback(max_rows=4, max_age_s=10, clock=clock)
     for name in "abc":
-        store.remember(ask(name), outcome([0.1, 0.2], ["1", "1"]))
+        store.remember(ask(name, started_s=clock.now_s), outcome([0.1, 0.2], ["1", "1"]))
         clock.now_s += 1
     assert (store.rows, len(store)) == (4, 2)
     assert store.join(b"a", [1, 1]) is None

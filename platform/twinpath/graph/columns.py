@@ -5,7 +5,7 @@ Numbers and booleans are plain numpy arrays, strings are object arrays, tensors 
 ``(n, ...)``. It is Ray Data's own numpy batch format, so nothing is converted offline.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -76,28 +76,6 @@ class RowError:
 Notes = Mapping[str, tuple[Rows, Columns]]
 
 
-class PartOfNotes(Mapping[str, tuple[Rows, Columns]]):
-    """The notes of some consecutive rows, cut out of their batch's when they are read: most never
-    are, and cutting costs more than all else that is done for a request of one row."""
-
-    __slots__ = ("batch", "start", "stop")
-
-    def __init__(self, batch: Notes, start: int, stop: int) -> None:
-        self.batch, self.start, self.stop = batch, start, stop
-
-    def __getitem__(self, node: str) -> tuple[Rows, Columns]:
-        rows, columns = self.batch[node]
-        low, high = np.searchsorted(rows, (self.start, self.stop)).tolist()
-        kept = {name: values[low:high] for name, values in columns.items()}
-        return rows[low:high] - self.start, kept
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.batch)
-
-    def __len__(self) -> int:
-        return len(self.batch)
-
-
 @dataclass(slots=True)
 class Outcome:
     """What a run returned: the columns of the rows that succeeded, and the errors of the others.
@@ -105,7 +83,9 @@ class Outcome:
     #: ``rows`` is ascending, and rows ∪ errors is exactly 0..n-1: no row is ever lost.
     #: ``nodes_s``: seconds that each node took, in the run of a whole plan.
     #: ``remarks``: what nodes say about the answer, by subject; see `twinpath.graph.context`.
-    #: ``notes``: what nodes noted of rows, by node: ascending rows, and a column for each note.
+    #: ``batch_notes``: what nodes noted of rows; see :attr:`notes`. Of a part of a batch these are
+    #: the batch's, in which its own rows begin at ``notes_at``: cutting them costs more than all
+    #: else that is done for a request of one row, and most are never read.
     """
 
     n: int
@@ -114,7 +94,8 @@ class Outcome:
     errors: dict[int, RowError]
     nodes_s: dict[str, float] = field(default_factory=dict)
     remarks: dict[str, str] = field(default_factory=dict)
-    notes: Notes = field(default_factory=dict)
+    batch_notes: Notes = field(default_factory=dict)
+    notes_at: int | None = None
 
     @classmethod
     def success(cls, columns: Columns, n: int) -> "Outcome":
@@ -126,19 +107,31 @@ class Outcome:
         """Whether every row succeeded."""
         return not self.errors
 
+    @property
+    def notes(self) -> Notes:
+        """What nodes noted of these rows, by node: ascending rows, and a column for each note."""
+        start = self.notes_at
+        if start is None:
+            return self.batch_notes
+        notes: dict[str, tuple[Rows, Columns]] = {}
+        for node, (rows, columns) in self.batch_notes.items():
+            low, high = np.searchsorted(rows, (start, start + self.n)).tolist()
+            kept = {name: values[low:high] for name, values in columns.items()}
+            notes[node] = (rows[low:high] - start, kept)
+        return notes
+
     def split(self, sizes: Sequence[int]) -> list["Outcome"]:
         """One outcome for each run of ``sizes[i]`` consecutive rows; the sizes add up to n."""
         parts: list[Outcome] = []
         start = 0
         items = list(self.columns.items())
-        notes = self.notes
+        remarks, notes, first = self.remarks, self.batch_notes, self.notes_at or 0
         if self.ok:
             for size in sizes:
                 stop = start + size
                 columns = {name: values[start:stop] for name, values in items}
-                parts.append(Outcome(size, columns, positions(size), {}, remarks=self.remarks))
-                if notes:
-                    parts[-1].notes = PartOfNotes(notes, start, stop)
+                at = first + start
+                parts.append(Outcome(size, columns, positions(size), {}, {}, remarks, notes, at))
                 start = stop
             return parts
         for size in sizes:
@@ -148,9 +141,8 @@ class Outcome:
             errors = {
                 row - start: error for row, error in self.errors.items() if start <= row < stop
             }
-            parts.append(Outcome(size, columns, self.rows[low:high] - start, errors))
-            parts[-1].remarks = self.remarks
-            parts[-1].notes = PartOfNotes(notes, start, stop) if notes else {}
+            rows = self.rows[low:high] - start
+            parts.append(Outcome(size, columns, rows, errors, {}, remarks, notes, first + start))
             start = stop
         return parts
 
@@ -168,16 +160,13 @@ def joined(parts: Sequence[Outcome]) -> Outcome:
     }
     remarks = {subject: text for part in parts for subject, text in part.remarks.items()}
     notes: dict[str, tuple[Rows, Columns]] = {}
-    for node in dict.fromkeys(node for part in parts for node in part.notes):
-        noted = [
-            (part.notes[node], start)
-            for part, start in zip(parts, starts, strict=False)
-            if node in part.notes
-        ]
+    given = [(part.notes, start) for part, start in zip(parts, starts, strict=False)]
+    for node in dict.fromkeys(node for noted, _ in given for node in noted):
+        noted = [(noted[node], start) for noted, start in given if node in noted]
         notes[node] = (
             np.concatenate([rows + start for (rows, _), start in noted]),
             concat([kept for (_, kept), _ in noted]),
         )
     return Outcome(
-        int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks, notes=notes
+        int(starts[-1]), columns, rows.astype(np.int64), errors, remarks=remarks, batch_notes=notes
     )

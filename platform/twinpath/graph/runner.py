@@ -114,35 +114,37 @@ class NodeRunner:
                 f"node {step.name!r}: predict must return Columns (dict of numpy arrays), "
                 f"got {type(result).__name__}"
             )
-        failed = result.get(ROW_ERROR)
-        noted = {name: values for name, values in result.items() if name.startswith(NOTE)}
-        result = {n: v for n, v in result.items() if n != ROW_ERROR and n not in noted}
-        outputs = result if step.outputs is None else step.outputs
-        for name in result:
-            if name not in outputs:
+        outputs, failed = step.outputs, None
+        written: Columns = {}
+        noted: Columns = {}
+        for name, values in result.items():
+            if name == ROW_ERROR:
+                failed = values
+                if values is None:
+                    continue
+            elif name.startswith(NOTE):
+                noted[name[len(NOTE) :]] = values
+            elif outputs is None or name in outputs:
+                written[name] = values
+            else:
                 raise NodeContractError(
                     f"node {step.name!r} returned column {name!r}, which its outputs do not "
                     f"declare.{did_you_mean(name, outputs)}"
                 )
-        given = result | noted if failed is None else {**result, **noted, ROW_ERROR: failed}
-        for name, values in given.items():
             if not isinstance(values, np.ndarray) or values.ndim == 0 or len(values) != n:
                 got = f"shape {values.shape}" if isinstance(values, np.ndarray) else type(values)
                 raise NodeContractError(
                     f"node {step.name!r}, column {name!r}: expected a numpy array of {n} rows "
                     f"(as many as it was given), got {got}"
                 )
-        columns = self._conformed(result) if step.outputs is not None else result
-        notes = {}
-        if noted:
-            kept = {name[len(NOTE) :]: values for name, values in noted.items()}
-            notes[step.name] = (positions(n), kept)
+        columns = written if outputs is None else self._conformed(written)
+        notes = {step.name: (positions(n), noted)} if noted else {}
         if failed is None:
-            return Outcome(n, columns, positions(n), {}, notes=notes)
+            return Outcome(n, columns, positions(n), {}, batch_notes=notes)
         good = np.array([value is None for value in failed], dtype=bool)
         errors = {int(i): _failed(failed[i], step.name) for i in np.flatnonzero(~good)}
         rows = np.flatnonzero(good)
-        return Outcome(n, take(columns, rows), rows, errors, notes=notes)
+        return Outcome(n, take(columns, rows), rows, errors, batch_notes=notes)
 
     def _conformed(self, result: Columns) -> Columns:
         columns: Columns = {}

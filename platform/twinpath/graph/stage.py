@@ -211,8 +211,10 @@ class Executor:
             outcome = await self._calls[step.id](given)
             state.nodes_s[step.name] = time.perf_counter() - started_s
             state.remarks |= outcome.remarks
-            for node, (rows, noted) in outcome.notes.items():
-                state.notes[node] = (frame.rows[rows], noted)
+            if outcome.batch_notes:
+                for node, (rows, noted) in outcome.notes.items():
+                    every = len(rows) == len(frame.rows)
+                    state.notes[node] = (frame.rows if every else frame.rows[rows], noted)
         if outcome is None or (not len(outcome.rows) and step.outputs is not None):
             written = {name: kind.filled(0) for name, kind in (step.outputs or {}).items()}
         else:

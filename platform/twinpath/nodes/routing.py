@@ -158,41 +158,31 @@ class Router:
     def _scored(self, version: str | None, columns: Columns, whole: bool = False) -> Columns:
         """One call of one version. ``whole``: count all rows as failed when it raises; a batch that
         is halved and asked again is counted when one row is left."""
+        recorder, n = self._recorder, row_count(columns)
         with self.slots.use(version) as slot:
             started_s = time.perf_counter()
             try:
                 answer = slot.live.predict(columns)
             except Exception:
-                n = row_count(columns)
-                if self._recorder is not None and (whole or n == 1):
+                if recorder is not None and (whole or n == 1):
                     spent_s = time.perf_counter() - started_s
-                    bad = np.ones(n, bool)
-                    self._recorder.record(slot.version, np.zeros(n), columns, spent_s, bad)
+                    recorder.record(slot.version, np.zeros(n), columns, spent_s, np.ones(n, bool))
                 raise
-            if self._recorder is not None:
-                self._note(slot.version, answer, columns, time.perf_counter() - started_s)
-        versions = np.full(row_count(columns), slot.version, object)
+            spent_s = time.perf_counter() - started_s
+        if recorder is None and self._version_column is None:
+            return answer
+        versions = np.empty(n, object)
+        versions.fill(slot.version)
         if self._version_column is not None:
             answer[self._version_column] = versions
-        if self._recorder is not None:
+        if recorder is not None:
+            scores = answer[self._outputs[0]]
+            if scores.dtype.kind in "fiub":
+                recorder.record(slot.version, scores, columns, spent_s)
             # With these, labels that come later find the version and the score that they are for.
             answer[f"{NOTE}version"] = versions
-            answer[f"{NOTE}score"] = answer[self._outputs[0]]
+            answer[f"{NOTE}score"] = scores
         return answer
-
-    def _note(self, version: str, answer: Columns, columns: Columns, spent_s: float) -> None:
-        recorder = self._recorder
-        scores = answer[self._outputs[0]]
-        kind = scores.dtype.kind
-        if recorder is None or kind not in "fiub":
-            return
-        errors: NDArray[np.bool_] | None = None
-        if kind == "f":
-            finite = np.asarray(np.isfinite(scores), bool)
-            if not finite.all():
-                whole_rows = finite.reshape(len(finite), -1).all(axis=1)
-                errors = np.asarray(~whole_rows, bool)
-        recorder.record(version, scores, columns, spent_s, errors)
 
     def _copy(self, challenger: str, columns: Columns, rows: Rows) -> None:
         """Let the challenger score copies, if it has kept up with those before."""

@@ -269,15 +269,13 @@ class PlacedNode:
             self._features.soon()
         deadline_s = None if left_s is None else time.monotonic() + left_s
         outcome = await self._batcher.submit(columns, deadline_s)
+        kept = outcome.columns
         if self._returns is not None:
-            kept = {
-                name: outcome.columns[name] for name in self._returns if name in outcome.columns
-            }
-            return Outcome(
-                outcome.n, kept, outcome.rows, outcome.errors,
-                notes=outcome.notes, remarks=outcome.remarks,
-            )  # fmt: skip
-        return outcome
+            kept = {name: kept[name] for name in self._returns if name in kept}
+        return Outcome(
+            outcome.n, kept, outcome.rows, outcome.errors,
+            remarks=outcome.remarks, batch_notes=outcome.notes,
+        )  # fmt: skip
 
     async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
         """One row of the columns that the node reads → its own columns as they come."""

@@ -6,7 +6,7 @@ only appends; the sketches are made when a report is asked for, or when enough r
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -21,14 +21,9 @@ WAITING_ROWS = 1_024
 #: Values of a segment column that are kept apart.
 SEGMENT_VALUES = 32
 
-
-@dataclass(slots=True)
-class _Batch:
-    rows: int
-    scores: NDArray[Any]
-    latency_s: float
-    errors: NDArray[np.bool_] | None
-    segments: tuple[NDArray[Any] | None, ...]
+#: A call that is not counted yet: its scores, its time, the rows that failed, and the segments'
+#: columns.
+_Batch = tuple[NDArray[Any], float, NDArray[np.bool_] | None, list[NDArray[Any] | None]]
 
 
 class Recorder:
@@ -64,16 +59,16 @@ class Recorder:
         """Count one call of one version; mirrored calls too.
 
         ``scores``: shape (n,), or (n, k) of which :func:`score_of` takes one for each row. Scores
-        of rows that failed are not looked at; ``errors`` (n,) marks these. A call that failed as a
-        whole has ``errors`` all true and any ``scores`` of n rows. ``columns``: the batch, with
+        of rows that failed are not looked at; ``errors`` (n,) marks these, and rows with a score
+        that is not finite have failed too. A call that failed as a whole has ``errors`` all true
+        and any ``scores`` of n rows. ``columns``: the batch, with
         the segment columns in it; one that is absent is counted as ``(other)``. ``latency_s``: the
         time of the call. The arrays are read later, so they must not be written to.
         """
-        segments = tuple(columns.get(column) for column in self.segments)
-        batch = _Batch(len(scores), scores, latency_s, errors, segments)
+        segments = [columns.get(column) for column in self.segments]
         with self._lock:
-            self._waiting.setdefault(version, []).append(batch)
-            self._rows += batch.rows
+            self._waiting.setdefault(version, []).append((scores, latency_s, errors, segments))
+            self._rows += len(scores)
             if self._rows >= WAITING_ROWS:
                 self._count()
 
@@ -93,31 +88,44 @@ class Recorder:
         waiting, self._waiting, self._rows = self._waiting, {}, 0
         for version, batches in waiting.items():
             sketch = self._report.versions.setdefault(version, Sketch.empty(self.bins))
-            sketch.latency = sketch.latency + _latencies(batches)
-            index = self._index(batches)
+            scores, times_s, errors, segments = zip(*batches, strict=True)
+            sizes = [len(part) for part in scores]
+            sketch.latency = sketch.latency + _latencies(times_s)
+            index = self._index(scores, errors, sizes)
             sketch.overall.add(_tally(np.bincount(index, minlength=self.bins.count + 1)))
-            for at, column in enumerate(self.segments):
-                parts = [(batch.segments[at], batch.rows) for batch in batches]
+            for column, parts in zip(self.segments, zip(*segments, strict=True), strict=True):
                 mine = sketch.segments.setdefault(column, {})
-                for value, tally in self._by_value(column, parts, index):
+                for value, tally in self._by_value(column, parts, sizes, index):
                     mine.setdefault(value, Tally.empty(self.bins)).add(tally)
 
-    def _index(self, batches: list[_Batch]) -> NDArray[np.int64]:
+    def _index(
+        self,
+        scores: Sequence[NDArray[Any]],
+        errors: Sequence[NDArray[np.bool_] | None],
+        sizes: Sequence[int],
+    ) -> NDArray[np.int64]:
         """The bin of each row; one past the last bin for a row that failed."""
-        index = self.bins.index(np.concatenate([score_of(batch.scores) for batch in batches]))
-        if all(batch.errors is None for batch in batches):
-            return index
-        failed = [
-            np.zeros(batch.rows, bool) if batch.errors is None else batch.errors
-            for batch in batches
-        ]
-        return np.where(np.concatenate(failed), self.bins.count, index)
+        flat = np.concatenate([part if part.ndim == 1 else _whole(part) for part in scores])
+        index = self.bins.index(flat)
+        failed = ~np.isfinite(flat) if flat.dtype.kind == "f" else np.zeros(len(flat), bool)
+        if any(part is not None for part in errors):
+            failed |= np.concatenate(
+                [
+                    np.zeros(size, bool) if part is None else part
+                    for part, size in zip(errors, sizes, strict=True)
+                ]
+            )
+        return np.where(failed, self.bins.count, index) if failed.any() else index
 
     def _by_value(
-        self, column: str, parts: list[tuple[NDArray[Any] | None, int]], index: NDArray[np.int64]
+        self,
+        column: str,
+        parts: Sequence[NDArray[Any] | None],
+        sizes: Sequence[int],
+        index: NDArray[np.int64],
     ) -> Iterator[tuple[str, Tally]]:
         known = self._codes[column]
-        codes = np.concatenate([self._coded(known, values, rows) for values, rows in parts])
+        codes = self._coded(known, parts, sizes)
         width = self.bins.count + 1
         size = (self._capacity + 1) * width
         counts = np.bincount(codes * width + index, minlength=size).reshape(-1, width)
@@ -126,17 +134,17 @@ class Recorder:
             yield names[code], _tally(counts[code])
 
     def _coded(
-        self, known: dict[str, int], values: NDArray[Any] | None, rows: int
+        self, known: dict[str, int], parts: Sequence[NDArray[Any] | None], sizes: Sequence[int]
     ) -> NDArray[np.int64]:
         """A number for each row's value: 1 and up in the order they were first seen, 0: other."""
-        if values is None:
-            return np.zeros(rows, np.int64)
-        texts = [str(value) for value in values.tolist()]
+        texts: list[str] = []
+        for values, rows in zip(parts, sizes, strict=True):
+            texts += [OTHER] * rows if values is None else map(str, values.tolist())
         if len(known) < self._capacity:
             for text in dict.fromkeys(texts):
                 if text not in known and text != OTHER and len(known) < self._capacity:
                     known[text] = len(known) + 1
-        return np.array([known.get(text, 0) for text in texts], np.int64)
+        return np.fromiter(map(known.get, texts, repeat(0)), np.int64, len(texts))
 
 
 def score_of(scores: NDArray[Any]) -> NDArray[Any]:
@@ -154,7 +162,14 @@ def _tally(outcomes: NDArray[np.int64]) -> Tally:
     return Tally(outcomes[:-1].astype(np.int64), int(outcomes[-1]))
 
 
-def _latencies(batches: list[_Batch]) -> NDArray[np.int64]:
-    times = np.array([batch.latency_s for batch in batches])
-    bins = np.searchsorted(LATENCY_EDGES_S, times, side="right")
+def _whole(scores: NDArray[Any]) -> NDArray[Any]:
+    """One score for each row, NaN where any number of the row is not finite."""
+    flat = scores.reshape(len(scores), -1)
+    if flat.dtype.kind != "f":
+        return score_of(scores)
+    return np.where(np.isfinite(flat).all(axis=1), score_of(scores), np.nan)
+
+
+def _latencies(times_s: Sequence[float]) -> NDArray[np.int64]:
+    bins = np.searchsorted(LATENCY_EDGES_S, np.array(times_s), side="right")
     return np.bincount(bins, minlength=LATENCY_BINS).astype(np.int64)

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from twinpath.errors import InputError
-from twinpath.graph.columns import Outcome, PartOfNotes
+from twinpath.graph.columns import Outcome
 from twinpath.online.dataplane import Ask
 from twinpath.online.rollouts.kept import Fresh, Kept
 
 #: Blocks that are kept; the oldest is forgotten as a whole.
-BLOCKS = 1024
+BLOCKS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,8 @@ class Feedback:
         self._max_rows, self._max_age_s, self._clock = max_rows, max_age_s, clock
         self._block_rows = max(1, max_rows // BLOCKS)
         #: Those that are not packed yet, and blocks of those before them.
-        self._fresh = Fresh()
+        self._fresh: list[Fresh] = []
+        self._fresh_rows = 0
         self._blocks: deque[Kept] = deque()
         self._rows = 0
 
@@ -65,16 +66,19 @@ class Feedback:
     @property
     def rows(self) -> int:
         """Rows whose scores are kept."""
-        return self._rows + self._fresh.rows
+        return self._rows + self._fresh_rows
 
     def remember(self, ask: Ask, outcome: Outcome) -> None:
         """Keep the notes of an outcome. An id that is used again stands for its last request."""
-        notes = outcome.notes
-        if type(notes) is not PartOfNotes and not notes:
+        notes = outcome.batch_notes
+        if not notes:
             return
-        fresh = self._fresh
-        fresh.add(ask.request_id, outcome.n, notes, ask.principal, self._clock)
-        if fresh.rows >= self._block_rows:
+        n = outcome.n
+        self._fresh.append(
+            (ask.request_id, ask.principal, ask.started_s, n, outcome.notes_at or 0, notes)
+        )
+        self._fresh_rows += n
+        if self._fresh_rows >= self._block_rows:
             self._pack()
 
     def join(
@@ -115,8 +119,8 @@ class Feedback:
         """Make a block of what is fresh; forget the oldest, too many or too old."""
         if self._fresh:
             self._blocks.append(Kept(self._fresh))
-            self._rows += self._fresh.rows
-            self._fresh = Fresh()
+            self._rows += self._fresh_rows
+            self._fresh, self._fresh_rows = [], 0
         # Those that are fresh until the next time count, too.
         most = self._max_rows - (self._block_rows - 1)
         before_s = self._clock() - self._max_age_s
