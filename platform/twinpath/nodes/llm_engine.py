@@ -1,6 +1,5 @@
 """A vLLM engine as part of a node: its arguments, its life, its health and its OpenAI app."""
 
-import contextlib
 import dataclasses
 import importlib
 import multiprocessing
@@ -13,7 +12,8 @@ from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did
 from twinpath.graph.node import Node
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
-from twinpath.nodes.llm_usage import USAGE
+from twinpath.nodes.llm_renderer import shorten
+from twinpath.nodes.llm_usage import count_tokens
 
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
@@ -57,18 +57,27 @@ class EngineNode(Node):
         """Start the engine. Takes a while: vLLM's import, weights, warm-up."""
         os.environ.update(self.environment)
         vllm_()
+        from vllm import envs
+
+        envs.disable_envs_cache()  # of another engine in this process
         arguments = engine_arguments(self.model, self.engine_options, len(self.loras))
         _spare_a_process(arguments)
         self._arguments_of_engine = arguments
         self._guard = EngineGuard()
         try:
             self.engine = _without_loop(lambda: self._started(arguments))
+            shorten(self.engine.renderer)
+            # Else vLLM reads its variables from the environment again, for every token.
+            envs.enable_envs_cache()
         except BaseException:
             self.teardown()
             raise
 
     def _started(self, arguments: Any) -> Any:
+        from vllm.v1.engine.async_llm import AsyncLLM
+
         assert self._guard is not None
+        count_tokens()
         try:
             config = arguments.create_engine_config()
         except refusals() as error:
@@ -79,7 +88,7 @@ class EngineNode(Node):
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
         try:
             with self._guard.marking():
-                return metered_engine().from_vllm_config(
+                return AsyncLLM.from_vllm_config(
                     config,
                     disable_log_stats=arguments.disable_log_stats,
                     enable_log_requests=arguments.enable_log_requests,
@@ -219,46 +228,6 @@ def _config(field: Any, value: Any) -> Any:
 def _closest(name: str, known: set[str]) -> str:
     text = did_you_mean(name, known)
     return text if text.startswith(" Did") else " See `vllm serve --help`, with '_' for '-'."
-
-
-def metered_engine() -> type[Any]:
-    """``AsyncLLM`` that adds the tokens of each request to `USAGE`."""
-    from vllm.v1.engine.async_llm import AsyncLLM
-
-    class MeteredAsyncLLM(AsyncLLM):
-        async def generate(self, *args: Any, **kw: Any) -> Any:
-            usage = USAGE.get()
-            written: dict[int, int] = {}
-            read = 0
-            async with contextlib.aclosing(super().generate(*args, **kw)) as outputs:
-                async for output in outputs:
-                    if usage is not None:
-                        prompt = max(read, len(output.prompt_token_ids or ()))
-                        usage.prompt_tokens += prompt - read
-                        read = prompt
-                        delta = _is_delta(args, kw)
-                        for part in output.outputs:
-                            count = len(part.token_ids)
-                            before = 0 if delta else written.get(part.index, 0)
-                            usage.completion_tokens += count - before
-                            written[part.index] = count
-                    yield output
-
-        async def encode(self, *args: Any, **kw: Any) -> Any:
-            usage = USAGE.get()
-            async with contextlib.aclosing(super().encode(*args, **kw)) as outputs:
-                async for output in outputs:
-                    if usage is not None and output.finished:
-                        usage.prompt_tokens += len(output.prompt_token_ids)
-                    yield output
-
-    return MeteredAsyncLLM
-
-
-def _is_delta(args: tuple[Any, ...], kw: Mapping[str, Any]) -> bool:
-    """Whether outputs have the new tokens only (vLLM's RequestOutputKind)."""
-    params = kw.get("sampling_params") or (args[1] if len(args) > 1 else None)
-    return getattr(getattr(params, "output_kind", None), "name", "") == "DELTA"
 
 
 def _end(engine: Any) -> None:

@@ -28,6 +28,12 @@ async def openai_app(
     namespace = server_namespace(arguments, options, loras)
     tasks = await engine.get_supported_tasks()
     app = build_app(namespace, tasks, engine.model_config)
+    # It counts requests for a page that is not reached here.
+    app.user_middleware = [
+        each
+        for each in app.user_middleware
+        if getattr(each.cls, "__name__", "") != "PrometheusInstrumentatorMiddleware"
+    ]
     await init_app_state(engine, app.state, namespace, tasks)
     # Where the engine is dead vLLM's handlers tell the server to end; ours is ended by its replica.
     app.state.server = SimpleNamespace()
