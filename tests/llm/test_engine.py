@@ -26,6 +26,7 @@ from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLater
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
+from twinpath.nodes import llm_renderer
 from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
 from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
@@ -171,6 +172,40 @@ def test_what_a_request_costs_is_counted_where_the_engine_gives_it_out(
     assert whole.completion_tokens == answer["completion_tokens"].sum()
     assert streamed.prompt_tokens == answer["prompt_tokens"][1]
     assert streamed.completion_tokens == answer["completion_tokens"][1]
+
+
+def test_a_short_prompt_needs_no_thread_and_no_turn_of_the_event_loop(
+    llm: LLM, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+):
+    renderer = llm.engine.renderer
+    prompt = {"prompt": "how late is my flight"}
+    turns = 0
+
+    async def rendered() -> tuple[Any, int]:
+        """What becomes of it, and the turns of the event loop that this took."""
+        nonlocal turns
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.create_task(count())
+        await asyncio.sleep(0)
+        before = turns
+        [found] = await renderer.render_cmpl_async([dict(prompt)])
+        taken = turns - before
+        counting.cancel()
+        return found, taken
+
+    short, turns_of_short = loop.run(rendered())
+    monkeypatch.setattr(llm_renderer, "SHORT", 3)
+    long, turns_of_long = loop.run(rendered())
+    assert (turns_of_short, turns_of_long > 0) == (0, True)
+    [whole] = renderer.render_cmpl([dict(prompt)])
+    ids = [each["prompt_token_ids"] for each in (short, long, whole)]
+    assert ids[0] == ids[1] == ids[2]
 
 
 def test_a_cancelled_call_aborts_its_sequences(llm: LLM, loop: asyncio.Runner):
