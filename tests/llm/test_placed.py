@@ -5,7 +5,6 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from graphs.support import SURE, support
 from graphs.support_model.nodes import verdict_schema
 from llm import models
 from llm.conftest import ENVIRONMENT, SERVED
+from llm.leaving import OFTEN, WHOLE, hang_up_on_whole_answers, nothing_is_left, tokens_written
 from llm.test_served import engines, events, is_of, many_streams, until, written
 from llm.test_support import KNOWN, STRANGE
 from twinpath.online.session import ServeSession
@@ -43,8 +43,7 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     """The support graph below ``/support``, and two replicas of a Llama below ``/chat``, whose
     engine is placed by the config."""
     env = {
-        **ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
-        "RAY_metrics_report_interval_ms": "2000",
+        **ENVIRONMENT, **OFTEN, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         "TWINPATH_TEST_LLAMA": str(llama), "TWINPATH_TEST_MINILM": str(minilm),
         "TWINPATH_TEST_ENGINE": json.dumps(ENGINE),
         "TWINPATH_TEST_OPENAI": json.dumps({"enable_prompt_tokens_details": True}),
@@ -196,30 +195,6 @@ def test_the_last_node_of_a_graph_streams_over_http_what_predict_answers(session
         assert stream[-1]["finish_reason"] == row["finish_reason"] != ""
 
 
-def vllm_counts(session: ServeSession, name: str) -> dict[str, float]:
-    """A metric of the chat's engines, by replica, as Prometheus would read it."""
-    found = session.folder / "prom_metrics_service_discovery.json"
-    [target, *_] = json.loads(found.read_text())[0]["targets"]
-    lines = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text.splitlines()
-    samples = [line for line in lines if line.startswith(f"ray_vllm_{name}{{")]
-    return {
-        line.partition('replica="')[2].partition('"')[0]: float(line.rpartition(" ")[2])
-        for line in samples
-        if 'graph="chat"' in line
-    }
-
-
-def tokens_written(session: ServeSession) -> float:
-    """By both engines, once that grows no more; their counts go out every two seconds."""
-    found, since_s = vllm_counts(session, "generation_tokens_total"), time.monotonic()
-    while len(found) < 2 or time.monotonic() - since_s < 5:
-        time.sleep(0.5)
-        now = vllm_counts(session, "generation_tokens_total")
-        if now != found:
-            found, since_s = now, time.monotonic()
-    return sum(found.values())
-
-
 def test_a_hundred_clients_that_hang_up_leave_the_placed_engines_nothing_to_write(session):
     count, length, choices = 100, 440, 2
 
@@ -238,8 +213,14 @@ def test_a_hundred_clients_that_hang_up_leave_the_placed_engines_nothing_to_writ
     asyncio.run(crowd())
     written = tokens_written(session) - before
     assert 0 < written < count * length * choices / 2
-    assert set(vllm_counts(session, "num_requests_running").values()) == {0}
-    assert set(vllm_counts(session, "kv_cache_usage_perc").values()) == {0}
+    assert nothing_is_left(session)
+
+
+def test_clients_that_hang_up_on_a_whole_answer_leave_the_placed_engines_nothing_to_write(session):
+    before = tokens_written(session)
+    asyncio.run(hang_up_on_whole_answers(session))
+    assert 0 < tokens_written(session) - before < WHOLE / 2
+    assert nothing_is_left(session)
 
 
 def test_examples_answer_while_the_engine_is_replaced(session):

@@ -22,6 +22,7 @@ import yaml
 
 from llm import models
 from llm.conftest import ENVIRONMENT, SERVED
+from llm.leaving import OFTEN, WHOLE, hang_up_on_whole_answers, nothing_is_left, tokens_written
 from twinpath.online.session import ServeSession, free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -35,11 +36,15 @@ VARIABLES = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNIN
 @pytest.fixture(scope="module")
 def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     """Two replicas of a Llama below ``/chat`` and an embedding model below ``/points``."""
-    env = VARIABLES | {
-        "TWINPATH_TEST_LLAMA": str(llama),
-        "TWINPATH_TEST_MINILM": str(minilm),
-        "TWINPATH_TEST_ENGINE": json.dumps(SERVED),
-    }
+    env = (
+        VARIABLES
+        | OFTEN
+        | {
+            "TWINPATH_TEST_LLAMA": str(llama),
+            "TWINPATH_TEST_MINILM": str(minilm),
+            "TWINPATH_TEST_ENGINE": json.dumps(SERVED),
+        }
+    )
     applications = [
         {
             "name": name,
@@ -306,6 +311,13 @@ def numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for each in value for number in numbers(each)]
     return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_clients_that_hang_up_on_a_whole_answer_leave_nothing_to_write(session: ServeSession):
+    before = tokens_written(session)
+    asyncio.run(hang_up_on_whole_answers(session))
+    assert 0 < tokens_written(session) - before < WHOLE / 2
+    assert nothing_is_left(session)
 
 
 def engines(session: ServeSession) -> list[psutil.Process]:

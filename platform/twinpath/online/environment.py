@@ -14,14 +14,19 @@ HEADERS_S, SILENCE_S = 30, 300
 
 
 def slow_clients(headers_s: int, silence_s: int) -> dict[str, str]:
-    """Variables by which HAProxy gives up clients that are too slow.
+    """Variables by which HAProxy gives up clients that are too slow, and those that hung up.
 
     Serve has none for HAProxy's `timeout http-request`. It writes the algorithm as it is into the
-    section of defaults, though, where a line of its own can follow. How long a body may take is
+    section of defaults, though, where lines of our own can follow. How long a body may take is
     the replica's to see to (`slow_bodies`).
+
+    Serve sets `splice-request`. With it HAProxy 2.8 looks no more at a client whose body came in
+    another packet than its headers, as most HTTP clients send them, and does not notice that it
+    hangs up while the answer is made.
     """
+    lines = ["leastconn", "no option splice-request", f"timeout http-request {headers_s}s"]
     return {
-        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": f"leastconn\ntimeout http-request {headers_s}s",
+        "RAY_SERVE_HAPROXY_BALANCE_ALGORITHM": "\n".join(lines),
         "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(silence_s),
     }
 

@@ -1,0 +1,86 @@
+"""Clients that leave before their answer is there, and what the engines of ``chat`` wrote for them
+all the same, as Prometheus would read it."""
+
+import asyncio
+import json
+import time
+from typing import Any
+
+import httpx
+
+from twinpath.online.session import ServeSession
+
+#: Of a session that is asked for these counts: Ray's exporter has them two seconds later.
+OFTEN = {"RAY_metrics_report_interval_ms": "2000"}
+CLIENTS, CHOICES, LENGTH = 60, 8, 440
+#: Tokens that are written for clients who stay.
+WHOLE = CLIENTS * CHOICES * LENGTH
+
+
+def long_answer(number: int, **more: Any) -> dict[str, Any]:
+    """A request whose answer takes an engine a while."""
+    return {
+        "model": "tiny", "prompt": f"{number} hello", "max_tokens": LENGTH, "n": CHOICES,
+        "ignore_eos": True, "temperature": 1,
+    } | more  # fmt: skip
+
+
+def vllm_counts(session: ServeSession, name: str) -> dict[str, float]:
+    """A metric of the chat's engines, by replica."""
+    found = session.folder / "prom_metrics_service_discovery.json"
+    [target, *_] = json.loads(found.read_text())[0]["targets"]
+    lines = httpx.get(f"http://{target}/metrics", timeout=30).raise_for_status().text.splitlines()
+    samples = [line for line in lines if line.startswith(f"ray_vllm_{name}{{")]
+    return {
+        line.partition('replica="')[2].partition('"')[0]: float(line.rpartition(" ")[2])
+        for line in samples
+        if 'graph="chat"' in line
+    }
+
+
+def tokens_written(session: ServeSession) -> float:
+    """By both engines, once that grows no more; their counts go out every two seconds."""
+    found, since_s = vllm_counts(session, "generation_tokens_total"), time.monotonic()
+    while len(found) < 2 or time.monotonic() - since_s < 5:
+        time.sleep(0.5)
+        now = vllm_counts(session, "generation_tokens_total")
+        if now != found:
+            found, since_s = now, time.monotonic()
+    return sum(found.values())
+
+
+def nothing_is_left(session: ServeSession) -> bool:
+    """Whether the engines have neither sequences nor blocks of them."""
+    names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
+    return all(set(vllm_counts(session, name).values()) == {0} for name in names)
+
+
+async def hang_up_on_whole_answers(session: ServeSession) -> None:
+    """Ask for answers that come in one piece, and hang up while they are made."""
+
+    def written() -> float:
+        return sum(vllm_counts(session, "generation_tokens_total").values())
+
+    before = written()
+    writers = await asyncio.gather(*(_asked(session, number) for number in range(CLIENTS)))
+    deadline_s = time.monotonic() + 60
+    while await asyncio.to_thread(written) == before:
+        assert time.monotonic() < deadline_s, "no engine writes anything"
+        await asyncio.sleep(0.1)
+    for writer in writers:
+        writer.close()
+
+
+async def _asked(session: ServeSession, number: int) -> asyncio.StreamWriter:
+    """The body comes after the headers, in another packet, as most HTTP clients send it."""
+    _, writer = await asyncio.open_connection("127.0.0.1", session.http_port)
+    body = json.dumps(long_answer(number)).encode()
+    head = (
+        "POST /chat/v1/completions HTTP/1.1\r\nhost: tests\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\n\r\n"
+    )
+    for part in (head.encode(), body):
+        writer.write(part)
+        await writer.drain()
+        await asyncio.sleep(0.1)
+    return writer
