@@ -343,8 +343,9 @@ def test_a_hundred_clients_that_hang_up_leave_nothing_behind(
             # The engine reports its cache when it steps.
             async with httpx.AsyncClient(base_url=url, timeout=60) as client:
                 await client.post("/v1/completions", json=asked(max_tokens=1))
-            await until(lambda: kv_use() == 0.0)
-            return llm.sequences(), kv_use(), len(asyncio.all_tasks()) - before
+            await until(lambda: engine_metric("kv_cache_usage_perc") == 0.0)
+            used = engine_metric("kv_cache_usage_perc")
+            return llm.sequences(), used, len(asyncio.all_tasks()) - before
 
     sequences, used, tasks = loop.run(crowd())
     assert sequences == 0
@@ -352,11 +353,10 @@ def test_a_hundred_clients_that_hang_up_leave_nothing_behind(
     assert tasks <= 0
 
 
-def kv_use() -> float:
-    """The part of the KV cache that is in use, as vLLM's own metric has it."""
-    found = REGISTRY.get_sample_value(
-        "vllm:kv_cache_usage_perc", {"model_name": "tiny", "engine": "0"}
-    )
+def engine_metric(name: str) -> float:
+    """A metric of vLLM's own, such as the part of the KV cache that is in use."""
+    labels = {"model_name": "tiny", "engine": "0"}
+    found = REGISTRY.get_sample_value(f"vllm:{name}", labels)
     assert found is not None
     return found
 
@@ -398,23 +398,33 @@ def test_the_gateway_guards_the_openai_api_and_counts_tokens(
     assert all(answer.headers["x-request-id"] for answer in answers)
 
 
-def test_a_deadline_ends_a_stream_with_an_error_event(
-    executor: Executor, llm: LLM, loop: asyncio.Runner
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_deadline_ends_an_answer_and_its_sequences(
+    executor: Executor, llm: LLM, loop: asyncio.Runner, stream: bool
 ):
-    async def late() -> str:
+    choices, length = 400, 200
+
+    async def late() -> tuple[httpx.Response, float]:
         async with (
             served(executor, GatewayArgs()) as url,
             httpx.AsyncClient(base_url=url, timeout=60) as client,
         ):
-            body = asked(max_tokens=200, n=8, temperature=1, stream=True, ignore_eos=True)
-            headers = {"X-Request-Timeout-Ms": "60"}
-            answer = await client.post("/v1/completions", json=body, headers=headers)
+            body = asked(max_tokens=length, n=choices, temperature=1, ignore_eos=True)
+            headers = {"X-Request-Timeout-Ms": "300"}
+            before = engine_metric("generation_tokens_total")
+            answer = await client.post(
+                "/v1/completions", json=body | {"stream": stream}, headers=headers
+            )
             await until(lambda: not llm.sequences())
-            return answer.text
+            # The engine reports its cache when it steps.
+            await client.post("/v1/completions", json=asked(max_tokens=1))
+            await until(lambda: engine_metric("kv_cache_usage_perc") == 0.0)
+            return answer, engine_metric("generation_tokens_total") - before
 
-    text = loop.run(late())
-    assert "deadline_exceeded" in text
-    assert len(text.split("data: ")) < 1600, "it was not ended"
+    answer, written = loop.run(late())
+    assert answer.status_code == (200 if stream else 504)
+    assert "deadline_exceeded" in answer.text
+    assert written < choices * length / 2, "it was not ended"
 
 
 @pytest.mark.flaky(reruns=0)

@@ -19,7 +19,15 @@ from graphs.support import SURE, support
 from graphs.support_model.nodes import verdict_schema
 from llm import models
 from llm.conftest import ENVIRONMENT, SERVED
-from llm.leaving import OFTEN, WHOLE, hang_up_on_whole_answers, nothing_is_left, tokens_written
+from llm.leaving import (
+    LENGTH,
+    OFTEN,
+    WHOLE,
+    hang_up_on_whole_answers,
+    long_answer,
+    nothing_is_left,
+    tokens_written,
+)
 from llm.test_served import engines, events, is_of, many_streams, until, written
 from llm.test_support import KNOWN, STRANGE
 from twinpath.online.session import ServeSession
@@ -220,6 +228,26 @@ def test_clients_that_hang_up_on_a_whole_answer_leave_the_placed_engines_nothing
     before = tokens_written(session)
     asyncio.run(hang_up_on_whole_answers(session))
     assert 0 < tokens_written(session) - before < WHOLE / 2
+    assert nothing_is_left(session)
+
+
+def test_deadlines_end_the_sequences_of_placed_engines(session):
+    choices = 400
+
+    async def late(client: httpx.AsyncClient, stream: bool) -> httpx.Response:
+        body = long_answer(int(stream), n=choices, stream=stream)
+        headers = {"X-Request-Timeout-Ms": "300"}
+        return await client.post("/v1/completions", json=body, headers=headers)
+
+    async def both() -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=f"{session.url}/chat", timeout=120) as client:
+            return await asyncio.gather(late(client, False), late(client, True))
+
+    before = tokens_written(session)
+    whole, streamed = asyncio.run(both())
+    assert whole.status_code == 504
+    assert all("deadline_exceeded" in answer.text for answer in (whole, streamed))
+    assert tokens_written(session) - before < choices * LENGTH, "one of them was written to its end"
     assert nothing_is_left(session)
 
 

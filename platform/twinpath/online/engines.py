@@ -15,10 +15,8 @@ from twinpath.nodes.llm_metrics import samples
 from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.engine_metrics import EngineMetrics
 from twinpath.online.health import end_with
+from twinpath.online.leaving import run
 from twinpath.online.metrics import ray_metric
-
-#: What an endpoint whose caller is gone has to end by itself in.
-LEAVE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -69,17 +67,17 @@ class EngineSide:
         """
         self._node.check_health()
         app = await self.app()
-        usage, gone = Usage(), asyncio.Event()
+        usage = Usage()
         messages: asyncio.Queue[Message | None] = asyncio.Queue()
 
-        async def run() -> None:
+        async def relay() -> None:
             USAGE.set(usage)
             try:
-                await app(wanted.scope, _receive(wanted.body, gone), messages.put)
+                await run(app, wanted.scope, _receive(wanted.body), messages.put)
             finally:
                 messages.put_nowait(None)
 
-        running = asyncio.create_task(run())
+        running = asyncio.create_task(relay())
         try:
             ended = False
             while not ended:
@@ -91,29 +89,18 @@ class EngineSide:
                 yield Part(given, usage.prompt_tokens, usage.completion_tokens)
             await running
         finally:
-            if not running.done():
-                gone.set()
-                leaving = asyncio.create_task(_left(running))
-                self._tasks.add(leaving)
-                leaving.add_done_callback(self._tasks.discard)
+            running.cancel()
 
 
-async def _left(running: "asyncio.Task[None]") -> None:
-    """Endpoints see that the caller is gone, and end. Cancelled at once, those of vLLM would leave
-    their sequences to the engine: it is another task that waits for these."""
-    await asyncio.wait({running}, timeout=LEAVE_S)
-    running.cancel()
-
-
-def _receive(body: bytes, gone: asyncio.Event) -> Receive:
+def _receive(body: bytes) -> Receive:
     read = False
 
     async def receive() -> Message:
         nonlocal read
-        if not read:
-            read = True
-            return {"type": "http.request", "body": body, "more_body": False}
-        await gone.wait()
-        return {"type": "http.disconnect"}
+        if read:
+            # Whoever is told that the caller is gone is told so by `run`.
+            await asyncio.get_running_loop().create_future()
+        read = True
+        return {"type": "http.request", "body": body, "more_body": False}
 
     return receive

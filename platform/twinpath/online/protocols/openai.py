@@ -27,6 +27,7 @@ from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Frontend
+from twinpath.online.leaving import run
 
 _LOG = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class OpenAIDoor:
         remaining_s = None if ask.deadline_s is None else ask.deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(remaining_s):
-                await self._app(scope, receive, answer.send)
+                await run(self._app, scope, receive, answer.send)
             if receive.too_large and not answer.started:
                 await answer.refuse(_too_large(receive.limit_bytes))
         except TimeoutError:
