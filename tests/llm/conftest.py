@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from llm import models
 from twinpath import Graph
-from twinpath.graph.stage import Executor
+from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes.llm import LLM
 
 #: Small, and the same for every engine, so that what they write can be compared. In float32, so
@@ -60,7 +60,7 @@ class Reply(BaseModel):
 
 
 @pytest.fixture(scope="module")
-def executor(llama: Path, lora: Path) -> Iterator[Executor]:
+def executor(llama: Path, lora: Path) -> Iterator[StreamingExecutor]:
     """A graph that is an engine, in this process, the file's."""
     os.environ["VLLM_LOGGING_LEVEL"] = "WARNING"
     node = LLM(
@@ -76,7 +76,7 @@ def executor(llama: Path, lora: Path) -> Iterator[Executor]:
     graph = Graph("chat", input=Ticket, output=Reply)
     with graph as tickets:
         graph.output(node(tickets))
-    executor = Executor(graph.plan)
+    executor = StreamingExecutor(graph.plan)
     executor.setup()
     yield executor
     executor.teardown()
@@ -84,7 +84,7 @@ def executor(llama: Path, lora: Path) -> Iterator[Executor]:
 
 
 @pytest.fixture(scope="module")
-def llm(executor: Executor) -> LLM:
+def llm(executor: StreamingExecutor) -> LLM:
     """Its node."""
     node: LLM = executor.nodes[executor.steps[0].name]
     return node

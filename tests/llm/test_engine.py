@@ -25,16 +25,20 @@ from llm.conftest import ENGINE, ENVIRONMENT
 from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLaterError
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
-from twinpath.graph.stage import Executor
+from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes import llm_renderer
 from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
 from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
-from twinpath.online.app import graph_app
+from twinpath.online.app import GraphApp, graph_app
 from twinpath.online.batcher import Batcher
+from twinpath.online.dataplane import Ask
+from twinpath.online.exchange import Answer, Request
+from twinpath.online.frontend import Exchange
 from twinpath.online.gateway.args import GatewayArgs, LimitArgs
 from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.lean import LeanProtocol
+from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -280,12 +284,21 @@ def test_the_plan_counts_the_memory_that_vllm_gives_the_cache(llm: LLM, llama: P
 # --- the OpenAI API of the same engine, over real sockets ----------------------------------
 
 
+def whole_app(executor: StreamingExecutor, gateway: GatewayArgs | None) -> GraphApp:
+    batcher = Batcher(executor.run, Batch(), max_inflight=64)
+    routes = stream_routes(executor.plan, executor, 100_000)
+    return graph_app(
+        executor.plan, batcher, max_body_bytes=100_000, gateway=gateway, more_routes=routes
+    )
+
+
 @contextlib.asynccontextmanager
-async def served(executor: Executor, gateway: GatewayArgs | None = None) -> AsyncIterator[str]:
+async def served(
+    executor: StreamingExecutor, gateway: GatewayArgs | None = None
+) -> AsyncIterator[str]:
     """The URL of the graph's app on the HTTP server that replicas run it on."""
     llm = executor.nodes[executor.steps[0].name]
-    batcher = Batcher(executor.run, Batch(), max_inflight=64)
-    app = graph_app(executor.plan, batcher, max_body_bytes=100_000, gateway=gateway)
+    app = whole_app(executor, gateway)
     assert engine_step(executor.plan) is executor.steps[0]
     app.openai = OpenAIDoor(await llm.openai_app(), app.frontend, llm.check_health)
     config = uvicorn.Config(app, port=0, log_level="warning", http=LeanProtocol)
@@ -305,7 +318,7 @@ def asked(**more: Any) -> dict[str, Any]:
 
 
 def test_the_graphs_own_endpoint_and_the_openai_api_say_the_same(
-    executor: Executor, loop: asyncio.Runner
+    executor: StreamingExecutor, loop: asyncio.Runner
 ):
     async def both() -> tuple[Any, Any, Any]:
         async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
@@ -322,7 +335,7 @@ def test_the_graphs_own_endpoint_and_the_openai_api_say_the_same(
 
 
 def test_a_hundred_clients_that_hang_up_leave_nothing_behind(
-    executor: Executor, llm: LLM, loop: asyncio.Runner
+    executor: StreamingExecutor, llm: LLM, loop: asyncio.Runner
 ):
     async def hang_up(url: str) -> None:
         body = asked(max_tokens=240, stream=True, ignore_eos=True)
@@ -362,7 +375,7 @@ def engine_metric(name: str) -> float:
 
 
 def test_the_gateway_guards_the_openai_api_and_counts_tokens(
-    executor: Executor, loop: asyncio.Runner, tmp_path: Path
+    executor: StreamingExecutor, loop: asyncio.Runner, tmp_path: Path
 ):
     key, record = new_key("ann", ("chat",))
     write_keys(tmp_path / "keys", [record])
@@ -398,9 +411,89 @@ def test_the_gateway_guards_the_openai_api_and_counts_tokens(
     assert all(answer.headers["x-request-id"] for answer in answers)
 
 
+ROW = {"prompt": "how late is my flight", "budget": 20}
+#: The graph's own endpoints, and a body of one row for each.
+OWN_ENDPOINTS: dict[str, Any] = {
+    "/chat/predict": {"rows": [ROW]},
+    "/v2/models/chat/infer": {
+        "inputs": [
+            {"name": "prompt", "datatype": "BYTES", "shape": [1], "data": [ROW["prompt"]]},
+            {"name": "budget", "datatype": "INT64", "shape": [1], "data": [ROW["budget"]]},
+        ]
+    },
+    "/v2/models/chat/generate_stream": ROW,
+}
+
+
+@pytest.mark.parametrize("path", OWN_ENDPOINTS)
+def test_rows_of_the_graphs_own_endpoints_cost_the_tokens_that_the_openai_api_counts(
+    executor: StreamingExecutor, loop: asyncio.Runner, path: str
+):
+    async def spend(tokens: int) -> list[int]:
+        """Two requests, where so many tokens are allowed."""
+        gateway = GatewayArgs(limits=LimitArgs(tokens=f"{tokens}/day"))
+        async with (
+            served(executor, gateway) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            return [
+                (await client.post(path, json=OWN_ENDPOINTS[path])).status_code for _ in range(2)
+            ]
+
+    async def calls() -> tuple[list[int], list[int]]:
+        async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+            same = await client.post("/v1/completions", json=asked(max_tokens=20))
+        cost = same.json()["usage"]["total_tokens"]
+        return await spend(cost), await spend(cost + 1)
+
+    assert loop.run(calls()) == ([200, 429], [200, 200])
+
+
+def test_callers_whose_rows_run_together_pay_for_their_own(
+    executor: StreamingExecutor, llm: LLM, loop: asyncio.Runner, tmp_path: Path
+):
+    """And for those that they no longer wait for."""
+    names = ("ann", "bob", "eve")
+    keys = {name: new_key(name, ("chat",)) for name in names}
+    write_keys(tmp_path / "keys", [record for _, record in keys.values()])
+    gateway = GatewayArgs(api_keys=tmp_path / "keys", limits=LimitArgs(tokens="60/day"))
+    headers = {n: {b"authorization": b"Bearer " + key.encode()} for n, (key, _) in keys.items()}
+
+    async def calls() -> dict[str, int]:
+        frontend = whole_app(executor, gateway).frontend
+        path = "/chat/predict"
+        codec = frontend.codec(path)
+        assert codec is not None
+        answers: dict[str, Answer] = {}
+        asks: list[Ask] = []
+
+        def begin(name: str, budget: int) -> Exchange:
+            ask = frontend.ask(path, headers[name], 0, "")
+            asks.append(ask)
+            body = json.dumps({"rows": [ROW | {"budget": budget}] * 2}).encode()
+            request = Request(path, b"", headers[name], body)
+            return frontend.begin(codec, request, ask, lambda a: answers.update({name: a}))
+
+        begin("ann", 1)
+        begin("bob", 100)
+        gone = begin("eve", 100)
+        await until(lambda: llm.sequences() >= 4)
+        gone.give_up()
+        await until(lambda: not llm.sequences() and len(answers) == 3)
+        assert answers["bob"].status == 200
+        assert asks[0].timing is not None
+        assert asks[0].timing.batch_rows == 6
+        for name in names:
+            begin(name, 1)
+        await until(lambda: not frontend.waiting and not llm.sequences())
+        return {name: answers[name].status for name in names}
+
+    assert loop.run(calls()) == {"ann": 200, "bob": 429, "eve": 429}
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_deadline_ends_an_answer_and_its_sequences(
-    executor: Executor, llm: LLM, loop: asyncio.Runner, stream: bool
+    executor: StreamingExecutor, llm: LLM, loop: asyncio.Runner, stream: bool
 ):
     choices, length = 400, 200
 

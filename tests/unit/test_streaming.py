@@ -74,7 +74,7 @@ def executor():
 
 
 async def collect(executor, value):
-    return [first_row(part) async for part in executor.stream(text(value))]
+    return [first_row(part.columns) async for part in executor.stream(text(value))]
 
 
 async def test_each_part_is_a_whole_output_row(executor):

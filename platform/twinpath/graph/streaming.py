@@ -2,7 +2,8 @@
 
 ``stream(columns)`` of a node is an async generator: it is given one row of the columns that it
 reads, and yields batches of one row of its own columns. What they mean is the node's: for an
-engine, each has the text that is new, and the last one the counts.
+engine, each has the text that is new, and the last one the counts. Notes are of all that was
+streamed so far.
 """
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from twinpath.errors import GraphError, InputError, error_of
-from twinpath.graph.columns import Columns, positions, row_count
+from twinpath.graph.columns import NOTE, Columns, Outcome, positions, row_count
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
 from twinpath.graph.plan import INPUT, Plan, Step
 from twinpath.graph.stage import Executor, NodeCall
@@ -44,8 +45,8 @@ class StreamingExecutor(Executor):
         super().__init__(plan, steps=steps, remotes=remotes, offload_after_ms=offload_after_ms)
         self._streams = dict(streams or {})
 
-    async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
-        """One validated row → batches of one row of the graph's output columns.
+    async def stream(self, columns: Columns) -> AsyncIterator[Outcome]:
+        """One validated row → batches of one row of the graph's output columns, with notes.
 
         Raises GraphError for a graph that cannot be streamed, InputError for more than one row,
         and the error of the row when a node before the last one fails it.
@@ -70,8 +71,11 @@ class StreamingExecutor(Executor):
         call: Any = self._streams.get(last.name) or self.nodes[last.name].stream
         async with aclosing(call(self._given(last, frame))) as parts:
             async for part in parts:
-                whole = frame.columns | part
-                yield self._output_columns(Frame(positions(1), whole, {}), wanted)
+                whole = Frame(positions(1), frame.columns | part, {})
+                outcome = Outcome.success(self._output_columns(whole, wanted), 1)
+                noted = {n[len(NOTE) :]: v for n, v in part.items() if n.startswith(NOTE)}
+                outcome.notes = state.notes | {last.name: (positions(1), noted)}
+                yield outcome
 
 
 def first_row(columns: Columns) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import numpy as np
 from twinpath.errors import ConfigError, InputError, RetryLaterError, did_you_mean
 from twinpath.graph.columns import ROW_ERROR, Columns, row_count
 from twinpath.nodes.llm_engine import EngineNode, refusals, vllm_
+from twinpath.nodes.llm_usage import COST
 
 
 class LLM(EngineNode):
@@ -84,13 +85,14 @@ class LLM(EngineNode):
 
         answers, errors = await _each(row_count(columns), answer, self.check_health)
         parts = [None if a is None else a.outputs[0] for a in answers]
+        read = _counts(0 if a is None else len(a.prompt_token_ids or ()) for a in answers)
+        written = _counts(0 if p is None else len(p.token_ids) for p in parts)
         return {
             self.output: _objects("" if p is None else p.text for p in parts),
             "finish_reason": _objects("" if p is None else p.finish_reason or "" for p in parts),
-            "prompt_tokens": _counts(
-                0 if a is None else len(a.prompt_token_ids or ()) for a in answers
-            ),
-            "completion_tokens": _counts(0 if p is None else len(p.token_ids) for p in parts),
+            "prompt_tokens": read,
+            "completion_tokens": written,
+            COST: read + written,
         } | errors
 
     async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
@@ -104,11 +106,13 @@ class LLM(EngineNode):
             async for output in self._generate(columns, 0, final_only=False):
                 part = output.outputs[0]
                 written += len(part.token_ids)
+                read = len(output.prompt_token_ids or ())
                 yield {
                     self.output: _objects([part.text]),
                     "finish_reason": _objects([part.finish_reason or ""]),
-                    "prompt_tokens": _counts([len(output.prompt_token_ids or ())]),
+                    "prompt_tokens": _counts([read]),
                     "completion_tokens": _counts([written]),
+                    COST: _counts([read + written]),
                 }
         except Exception as error:
             self.check_health()
@@ -218,12 +222,16 @@ class _Pooling(EngineNode):
             prompt = (await self.engine.renderer.render_cmpl_async([parsed]))[0]
             params = PoolingParams(task=self.task)
             last = await _last(self.engine.encode(prompt, params, uuid.uuid4().hex))
-            return None if last is None else last.outputs.data.float().numpy()
+            if last is None:
+                return None
+            return last.outputs.data.float().numpy(), len(last.prompt_token_ids or ())
 
-        found, errors = await _each(row_count(columns), vector, self.check_health)
+        answers, errors = await _each(row_count(columns), vector, self.check_health)
+        found = [None if answer is None else answer[0] for answer in answers]
+        read = _counts(0 if answer is None else answer[1] for answer in answers)
         size = next((len(values) for values in found if values is not None), 0)
         rows = [np.full(size, np.nan, np.float32) if v is None else v for v in found]
-        return {self.output: np.stack(rows).astype(np.float32)} | errors
+        return {self.output: np.stack(rows).astype(np.float32), COST: read} | errors
 
 
 class Embed(_Pooling):

@@ -1,12 +1,19 @@
 """Tokens that a request costs, counted where the engine gives them out.
 
-Whoever wants to know (the gateway's token limits) sets `USAGE` before it calls an engine in the
-same task; tasks that it starts inherit it.
+Whoever wants to know (the OpenAI API, for the gateway's token limits) sets `USAGE` before it calls
+an engine in the same task; tasks that it starts inherit it. Rows of a graph are of several callers
+and may be computed elsewhere: what each costs goes along with it, as a note.
 """
 
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
+
+from twinpath.graph.columns import NOTE, Outcome
+
+_TOKENS = "tokens"
+#: The column of a node's answer with the tokens that each row cost.
+COST = NOTE + _TOKENS
 
 
 @dataclass(slots=True)
@@ -20,6 +27,12 @@ class Usage:
     def total_tokens(self) -> int:
         """Both."""
         return self.prompt_tokens + self.completion_tokens
+
+
+def tokens_of(outcome: Outcome) -> int:
+    """Tokens that the rows of an outcome cost, in all nodes."""
+    noted = [columns for _, columns in outcome.notes.values()]
+    return sum(int(columns[_TOKENS].sum()) for columns in noted if _TOKENS in columns)
 
 
 #: Where engines add what the current request costs; None where nobody counts.

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 import twinpath
 from twinpath.errors import BodyTooLargeError
 from twinpath.graph.plan import Plan
+from twinpath.nodes.llm_memory import is_engine
+from twinpath.nodes.llm_usage import tokens_of
 from twinpath.online import openapi, protocols
 from twinpath.online.batcher import Batcher
 from twinpath.online.dataplane import Ask, DataPlane
@@ -249,6 +251,8 @@ def graph_app(
         body_timeout_s=body_timeout_s,
         gate=gate,
     )
+    if gate is not None and any(is_engine(step.node) for step in plan.steps):
+        frontend.tell(lambda ask, outcome: gate.spent(ask, tokens_of(outcome)))
     return GraphApp(
         frontend,
         [

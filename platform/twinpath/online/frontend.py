@@ -66,12 +66,23 @@ class Frontend:
         self.cors = False
         #: Told of every request, the status of its answer and its seconds, for metrics.
         self.observe: Callable[[Ask, int, float], None] | None = None
-        #: Told of outcomes that nodes noted something of, so that feedback finds them again.
+        #: Told of outcomes, for what nodes noted of them; see `tell`.
         self.remember: Callable[[Ask, Outcome], None] | None = None
         self._ids = itertools.count()
         self._id_prefix = os.urandom(6).hex().encode()
         #: Exchanges that wait for the gateway; a task needs somebody who holds it.
         self.waiting: set[asyncio.Task[None]] = set()
+
+    def tell(self, of_outcome: Callable[[Ask, Outcome], None]) -> None:
+        """Have one more told of outcomes, also of those that nobody waits for any more."""
+        before = self.remember
+
+        def both(ask: Ask, outcome: Outcome) -> None:
+            assert before is not None
+            before(ask, outcome)
+            of_outcome(ask, outcome)
+
+        self.remember = of_outcome if before is None else both
 
     def codec(self, path: str) -> Codec | None:
         """The codec of a path below the app's root; where versions may be asked for, of the path
@@ -185,16 +196,18 @@ class Exchange:
             self._refuse(error)
 
     def _ran(self, result: Outcome | Exception, timing: Timing | None) -> None:
-        if self._over:
-            return
-        self._ask.timing = timing
         if isinstance(result, Exception):
-            self._refuse(result)
+            if not self._over:
+                self._ask.timing = timing
+                self._refuse(result)
             return
-        assert self._call is not None
         started_s = time.monotonic()
         if self._frontend.remember is not None:
             self._frontend.remember(self._ask, result)
+        if self._over:
+            return
+        self._ask.timing = timing
+        assert self._call is not None
         try:
             answer = self._call.encode(result)
         except Exception as error:

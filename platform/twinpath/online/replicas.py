@@ -123,7 +123,7 @@ class Ingress(GrpcMethods):
             ],
         )
         if self._side is not None:
-            app.frontend.remember = self._side.feedback.remember
+            app.frontend.tell(self._side.feedback.remember)
         plane = app.frontend.plane
         metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric, plane.statistics)
         nodes = self._executor.nodes

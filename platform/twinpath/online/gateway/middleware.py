@@ -1,5 +1,6 @@
 """The gateway around any ASGI app: the pages and metadata beside inference."""
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ OPEN_PATHS = (
 
 #: Key of the ASGI scope under which routes find the `Ask` that the gateway let in.
 ASK = "twinpath.ask"
+#: And under which what to call with the tokens that the request cost.
+SPENT = "twinpath.spent"
 
 
 class Guarded:
@@ -45,7 +48,8 @@ class Guarded:
             await _refuse(error, self._gate.headers(ask), send)
             self._gate.done(ask, error.http_status, error.code)
             return
-        await self._pass_on(ask, {**scope, ASK: ask}, receive, send)
+        spent = functools.partial(self._gate.spent, ask)
+        await self._pass_on(ask, {**scope, ASK: ask, SPENT: spent}, receive, send)
 
     async def _pass_on(self, ask: Ask, scope: Scope, receive: Receive, send: Send) -> None:
         status, code = ClientClosedError.http_status, ClientClosedError.code

@@ -6,7 +6,7 @@ out, one for each part of the answer. An error before the first part is an ordin
 status; a later one is an event ``{"error": …}``, as there.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
 
@@ -22,9 +22,11 @@ from twinpath.errors import (
     TwinpathError,
     error_of,
 )
-from twinpath.graph.columns import Columns
+from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan
 from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_step
+from twinpath.nodes.llm_usage import tokens_of
+from twinpath.online.gateway.middleware import SPENT
 
 
 def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) -> list[Route]:
@@ -39,21 +41,27 @@ def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) 
             first = await anext(parts, None)
         except TwinpathError as error:
             return JSONResponse(_error(error), error.http_status)
-        return StreamingResponse(_events(first, parts), media_type="text/event-stream")
+        spent = request.scope.get(SPENT, lambda tokens: None)
+        return StreamingResponse(_events(first, parts, spent), media_type="text/event-stream")
 
     path = f"/v2/models/{plan.graph_name}/generate_stream"
     return [Route(path, generate_stream, methods=["POST"])]
 
 
-async def _events(first: Columns | None, parts: Any) -> AsyncIterator[bytes]:
-    async with aclosing(parts):
-        try:
-            if first is not None:
-                yield _event(first_row(first))
-            async for part in parts:
-                yield _event(first_row(part))
-        except TwinpathError as error:
-            yield _event(_error(error))
+async def _events(
+    first: Outcome | None, parts: Any, spent: Callable[[int], None]
+) -> AsyncIterator[bytes]:
+    part, tokens = first, 0
+    try:
+        async with aclosing(parts):
+            while part is not None:
+                tokens = tokens_of(part)
+                yield _event(first_row(part.columns))
+                part = await anext(parts, None)
+    except TwinpathError as error:
+        yield _event(_error(error))
+    finally:
+        spent(tokens)
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
