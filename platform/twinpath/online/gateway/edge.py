@@ -2,7 +2,8 @@
 
 Serve 2.60 writes its HAProxy's configuration itself and has no place for certificates in it, so
 this one stands before it, on the public address, and Serve stays on the loopback. It also bounds
-how long a request's headers may take, and tells the server who asked (X-Forwarded-For).
+how long a request's headers may take, and tells the server who asked (X-Forwarded-For), and that
+a client hung up.
 """
 
 import os
@@ -22,6 +23,7 @@ defaults
     timeout server 3600s
     timeout http-request 10s
     timeout http-keep-alive 90s
+    option abortonclose
     option http-no-delay
     http-reuse always
 frontend https
