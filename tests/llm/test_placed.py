@@ -247,7 +247,7 @@ def test_deadlines_end_the_sequences_of_placed_engines(session):
     whole, streamed = asyncio.run(both())
     assert whole.status_code == 504
     assert all("deadline_exceeded" in answer.text for answer in (whole, streamed))
-    assert tokens_written(session) - before < choices * LENGTH, "one of them was written to its end"
+    assert tokens_written(session) - before < choices * LENGTH / 2, "one of them was not ended"
     assert nothing_is_left(session)
 
 
