@@ -449,6 +449,33 @@ def test_rows_of_the_graphs_own_endpoints_cost_the_tokens_that_the_openai_api_co
     assert loop.run(calls()) == ([200, 429], [200, 200])
 
 
+def test_a_stream_that_is_left_costs_what_was_written(
+    executor: StreamingExecutor, llm: LLM, loop: asyncio.Runner
+):
+    gateway = GatewayArgs(limits=LimitArgs(tokens="10/day"))
+
+    async def leave() -> None:
+        async with (
+            served(executor, gateway) as url,
+            httpx.AsyncClient(base_url=url, timeout=60) as client,
+        ):
+            row = ROW | {"budget": 200}
+            path = "/v2/models/chat/generate_stream"
+            async with client.stream("POST", path, json=row) as answer:
+                events = 0
+                async for line in answer.aiter_lines():
+                    events += line.startswith("data: ")
+                    if events == 10:
+                        break
+            async with asyncio.timeout(30):
+                # A request that costs nothing itself.
+                while (await client.get("/v1/models")).status_code != 429:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await until(lambda: not llm.sequences())
+
+    loop.run(leave())
+
+
 def test_callers_whose_rows_run_together_pay_for_their_own(
     executor: StreamingExecutor, llm: LLM, loop: asyncio.Runner, tmp_path: Path
 ):
