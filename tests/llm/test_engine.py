@@ -26,7 +26,7 @@ from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLater
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
 from twinpath.graph.streaming import StreamingExecutor
-from twinpath.nodes import llm_renderer
+from twinpath.nodes import llm_frontend
 from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
 from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
@@ -204,7 +204,7 @@ def test_a_short_prompt_needs_no_thread_and_no_turn_of_the_event_loop(
         return found, taken
 
     short, turns_of_short = loop.run(rendered())
-    monkeypatch.setattr(llm_renderer, "SHORT", 3)
+    monkeypatch.setattr(llm_frontend, "SHORT", 3)
     long, turns_of_long = loop.run(rendered())
     assert (turns_of_short, turns_of_long > 0) == (0, True)
     [whole] = renderer.render_cmpl([dict(prompt)])

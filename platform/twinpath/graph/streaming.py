@@ -74,7 +74,7 @@ class StreamingExecutor(Executor):
                 whole = Frame(positions(1), frame.columns | part, {})
                 outcome = Outcome.success(self._output_columns(whole, wanted), 1)
                 noted = {n[len(NOTE) :]: v for n, v in part.items() if n.startswith(NOTE)}
-                outcome.notes = state.notes | {last.name: (positions(1), noted)}
+                outcome.batch_notes = state.notes | {last.name: (positions(1), noted)}
                 yield outcome
 
 

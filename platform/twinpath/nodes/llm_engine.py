@@ -10,10 +10,9 @@ from typing import Any
 
 from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did_you_mean
 from twinpath.graph.node import Node
+from twinpath.nodes.llm_frontend import count_tokens, shorten
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
-from twinpath.nodes.llm_renderer import shorten
-from twinpath.nodes.llm_usage import count_tokens
 
 _ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 

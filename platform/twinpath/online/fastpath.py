@@ -130,7 +130,7 @@ class ReplicaDoor:
         started_s, status = time.monotonic(), 499
         metrics.began()
         try:
-            status = await graph.openai(scope, receive, send, echo_request_id=True)
+            status = await graph.openai(scope, receive, send, echo_request_id=True, cancels=False)
         finally:
             metrics.ended(
                 scope["path"], str(status), (time.monotonic() - started_s) * 1000,

@@ -6,6 +6,7 @@ errors in OpenAI's form, and the count of what each request costs. Endpoints tha
 """
 
 import asyncio
+import functools
 import logging
 import math
 import time
@@ -69,9 +70,16 @@ class OpenAIDoor:
         return method == "GET" and (path in GETS or path.startswith(_RESPONSES))
 
     async def __call__(
-        self, scope: Scope, receive: Receive, send: Send, *, echo_request_id: bool = False
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        *,
+        echo_request_id: bool = False,
+        cancels: bool = True,
     ) -> int:
-        """Answer a request; the status of the answer."""
+        """Answer a request; the status of the answer. ``cancels``: whether it may be cancelled,
+        beside at a deadline of its own."""
         frontend = self._frontend
         root = scope.get("root_path", "")
         path: str = scope["path"].removeprefix(root)
@@ -95,19 +103,24 @@ class OpenAIDoor:
             return answer.status
         self.running += 1
         try:
-            await self._run(scope, _Bounded(receive, frontend.max_body_bytes), answer)
+            app = self._app
+            if cancels or ask.deadline_s is not None:
+                app = functools.partial(run, app)
+            await self._run(app, scope, _Bounded(receive, frontend.max_body_bytes), answer)
         finally:
             self.running -= 1
             answer.end()
         return answer.status
 
-    async def _run(self, scope: Scope, receive: "_Bounded", answer: "_Answer") -> None:
+    async def _run(
+        self, app: ASGIApp, scope: Scope, receive: "_Bounded", answer: "_Answer"
+    ) -> None:
         ask = answer.ask
         token = USAGE.set(answer.usage)
         remaining_s = None if ask.deadline_s is None else ask.deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(remaining_s):
-                await run(self._app, scope, receive, answer.send)
+                await app(scope, receive, answer.send)
             if receive.too_large and not answer.started:
                 await answer.refuse(_too_large(receive.limit_bytes))
         except TimeoutError:
