@@ -10,7 +10,7 @@ from typing import Any
 
 from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did_you_mean
 from twinpath.graph.node import Node
-from twinpath.nodes.llm_frontend import count_tokens, shorten
+from twinpath.nodes.llm_frontend import count_tokens, first_tokens_first, shorten
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
 
@@ -66,6 +66,7 @@ class EngineNode(Node):
         try:
             self.engine = _without_loop(lambda: self._started(arguments))
             shorten(self.engine.renderer)
+            first_tokens_first(self.engine)
             # Else vLLM reads its variables from the environment again, for every token.
             envs.enable_envs_cache()
         except BaseException:

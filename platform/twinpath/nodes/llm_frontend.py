@@ -1,7 +1,8 @@
 """vLLM's frontend, with less to wait for and to do. What comes out is the same."""
 
 import asyncio
-from collections.abc import Awaitable
+import functools
+from collections.abc import Awaitable, Coroutine, Generator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -36,6 +37,33 @@ def shorten(renderer: Any) -> None:
     renderer._tokenize_prompt_async = tokenize
 
 
+def first_tokens_first(engine: Any) -> None:
+    """Let an ``AsyncLLM`` hand out the first token of a request before the next ones of others:
+    the engine lists those that came last, last."""
+    core, states = engine.engine_core, engine.output_processor.request_states
+    get = core.get_output_async
+
+    def begun(output: Any) -> bool:
+        state = states.get(output.request_id)
+        return state is None or not state.is_prefilling
+
+    async def ordered() -> Any:
+        outputs = await get()
+        outputs.outputs.sort(key=begun)
+        return outputs
+
+    core.get_output_async = ordered
+
+
+def start_at_once() -> None:
+    """Let vLLM's endpoints begin in the task that calls them. Each runs in a task of its own,
+    beside one that looks out for the caller's leaving: three turns more of the event loop, also
+    where the endpoint has nothing to wait for, as one that answers with a stream."""
+    from vllm.entrypoints.serve.utils import api_utils
+
+    api_utils.asyncio = _Eager()
+
+
 class _Asyncio(ModuleType):
     """``asyncio`` as the renderer sees it."""
 
@@ -52,6 +80,61 @@ class _Asyncio(ModuleType):
 
 async def _alone(one: Awaitable[Any]) -> list[Any]:
     return [await one]
+
+
+class _Eager(_Asyncio):
+    """``asyncio`` as what watches endpoints sees it. Python has such tasks from 3.12 on."""
+
+    def create_task(self, coroutine: Coroutine[Any, Any, Any]) -> "asyncio.Future[Any]":
+        """A task that has begun, or a future if that was all there was to do."""
+        try:
+            waits_for = coroutine.send(None)
+        except StopIteration as ended:
+            done = asyncio.get_running_loop().create_future()
+            done.set_result(ended.value)
+            return done
+        except Exception as error:
+            failed = asyncio.get_running_loop().create_future()
+            failed.set_exception(error)
+            return failed
+        task = asyncio.create_task(_rest(coroutine, waits_for))
+        # One that is cancelled before its first step would leave the coroutine where it is.
+        task.add_done_callback(lambda _: coroutine.close())
+        return task
+
+    async def wait(
+        self, each: Sequence["asyncio.Future[Any]"], **options: Any
+    ) -> tuple[set["asyncio.Future[Any]"], set["asyncio.Future[Any]"]]:
+        """Without waiting, where one is done."""
+        done = {one for one in each if one.done()}
+        if not done:
+            return await asyncio.wait(each, **options)
+        return done, {*each} - done
+
+
+async def _rest(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
+    return await _Rest(coroutine, waits_for)
+
+
+class _Rest:
+    """What is left of a coroutine that has begun and waits for something."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
+        self._coroutine, self._waits_for = coroutine, waits_for
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        waits_for = self._waits_for
+        while True:
+            try:
+                given = yield waits_for
+            except BaseException as error:
+                step = functools.partial(self._coroutine.throw, error)
+            else:
+                step = functools.partial(self._coroutine.send, given)
+            try:
+                waits_for = step()
+            except StopIteration as ended:
+                return ended.value
 
 
 def count_tokens() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from twinpath.errors import ConfigError, did_you_mean
 from twinpath.nodes.llm_engine import refusals
+from twinpath.nodes.llm_frontend import start_at_once
 
 #: Options of vLLM's server that have their place elsewhere here: Serve's, and the gateway's.
 _NOT_OURS = ("api_key", "host", "port", "root_path", "middleware", "allowed_origins", "uds")
@@ -25,6 +26,7 @@ async def openai_app(
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
+    start_at_once()
     namespace = server_namespace(arguments, options, loras)
     tasks = await engine.get_supported_tasks()
     app = build_app(namespace, tasks, engine.model_config)
