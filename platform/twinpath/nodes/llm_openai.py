@@ -23,6 +23,7 @@ async def openai_app(
 ) -> Any:
     """The ASGI app. ``arguments`` are the engine's AsyncEngineArgs, ``options`` fields of vLLM's
     FrontendArgs. Raises ConfigError."""
+    from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
     from vllm.entrypoints.launchers.api_server.app_state import init_app_state
     from vllm.entrypoints.launchers.app import build_app
 
@@ -31,11 +32,9 @@ async def openai_app(
     tasks = await engine.get_supported_tasks()
     app = build_app(namespace, tasks, engine.model_config)
     # It counts requests for a page that is not reached here.
-    app.user_middleware = [
-        each
-        for each in app.user_middleware
-        if getattr(each.cls, "__name__", "") != "PrometheusInstrumentatorMiddleware"
-    ]
+    counting = PrometheusInstrumentatorMiddleware
+    app.user_middleware = [each for each in app.user_middleware if each.cls is not counting]
+    app.middleware_stack = None  # vLLM has made it already
     await init_app_state(engine, app.state, namespace, tasks)
     # Where the engine is dead vLLM's handlers tell the server to end; ours is ended by its replica.
     app.state.server = SimpleNamespace()
