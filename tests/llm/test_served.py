@@ -370,7 +370,7 @@ def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(sess
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
     of_llama = [process for process in engines(session) if is_of(process, "chat")]
-    assert len(of_llama) == 2
+    assert len(of_llama) == 2, [process.cmdline() for process in engines(session)]
     found = asyncio.run(many_streams(url, 12, lambda: of_llama[0].send_signal(signal.SIGKILL)))
     good = [stream for stream in found if written(stream) in map(written, whole)]
     broken = [stream for stream in found if stream not in good]

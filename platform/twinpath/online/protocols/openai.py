@@ -6,6 +6,7 @@ errors in OpenAI's form, and the count of what each request costs. Endpoints tha
 """
 
 import asyncio
+import contextlib
 import functools
 import logging
 import math
@@ -103,10 +104,15 @@ class OpenAIDoor:
             return answer.status
         self.running += 1
         try:
-            app = self._app
+            bounded = _Bounded(receive, frontend.max_body_bytes)
             if cancels or ask.deadline_s is not None:
-                app = functools.partial(run, app)
-            await self._run(app, scope, _Bounded(receive, frontend.max_body_bytes), answer)
+                await self._run(functools.partial(run, self._app), scope, bounded, answer)
+            else:
+                # So it looks out itself for the caller's leaving while a stream is sent: Starlette
+                # has two more tasks for that, and the first token waits for them.
+                answer.listens_to = bounded
+                asgi = {**scope.get("asgi", {}), "spec_version": "2.4"}
+                await self._run(self._app, {**scope, "asgi": asgi}, bounded, answer)
         finally:
             self.running -= 1
             answer.end()
@@ -119,11 +125,13 @@ class OpenAIDoor:
         token = USAGE.set(answer.usage)
         remaining_s = None if ask.deadline_s is None else ask.deadline_s - time.monotonic()
         try:
-            async with asyncio.timeout(remaining_s):
+            async with asyncio.timeout(remaining_s) as answer.limit:
                 await app(scope, receive, answer.send)
             if receive.too_large and not answer.started:
                 await answer.refuse(_too_large(receive.limit_bytes))
         except TimeoutError:
+            if answer.left:
+                return
             if remaining_s is None:
                 raise
             await answer.fail(DeadlineError("the deadline passed before the answer was complete"))
@@ -143,6 +151,12 @@ class _Answer:
         self.ask, self.usage = ask, Usage()
         self.started = False
         self.status, self._code = ClientClosedError.http_status, ClientClosedError.code
+        #: What tells of the caller's leaving, where this has to look out for it; what ends the
+        #: answer then; and whether that was it.
+        self.listens_to: Receive | None = None
+        self.limit: asyncio.Timeout | None = None
+        self.left = False
+        self._listening: asyncio.Task[None] | None = None
         self._complete = False
         self._stream = False
         self._frontend, self._send, self._echo = frontend, send, echo_request_id
@@ -159,6 +173,8 @@ class _Answer:
                 for k, v in given
             )
             message = {**message, "headers": [*given, *self._more()]}
+            if self._stream and self.listens_to is not None:
+                self._listening = asyncio.create_task(self._listen(self.listens_to))
         elif not message.get("more_body", False):
             self._complete = True
         await self._send(message)
@@ -191,12 +207,22 @@ class _Answer:
 
     def end(self) -> None:
         """Tell the gateway and the metrics."""
+        if self._listening is not None:
+            self._listening.cancel()
         frontend, ask = self._frontend, self.ask
         if frontend.gate is not None:
             frontend.gate.spent(ask, self.usage.total_tokens)
             frontend.gate.done(ask, self.status, self._code)
         if frontend.observe is not None:
             frontend.observe(ask, self.status, time.monotonic() - ask.started_s)
+
+    async def _listen(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.left = True
+        if self.limit is not None:
+            with contextlib.suppress(RuntimeError):  # it has just ended
+                self.limit.reschedule(asyncio.get_running_loop().time())
 
     def _more(self) -> Headers:
         more = [] if self._frontend.gate is None else self._frontend.gate.headers(self.ask)
