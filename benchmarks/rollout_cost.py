@@ -1,17 +1,19 @@
 """What the guard's counting costs: a registered model served with and without it.
 
-Both are served by one Serve and loaded in turns, so that the machine's drift cancels, and each has
-several replicas that are loaded one by one: processes that run the same code differ by 3 %, from
-where their memory lies. Recorded are scores, times and errors, by version and by carrier.
+The same replicas record in one turn and do not in the next, since processes that run the same code
+differ by 3 %, from where their memory lies. Recorded are scores, times and errors, by version and
+by carrier, and the scores that wait for labels.
 """
 
 from statistics import median
 
 from rich.console import Console
 
+from benchmarks.apart import turns
 from benchmarks.online.served import ROOT
 from benchmarks.report import Row
-from benchmarks.side_by_side import loads
+from benchmarks.side_by_side import deployed
+from benchmarks.wrk import Load, load
 from twinpath.online.session import ServeSession
 
 #: More than other benchmarks' own default: the difference looked for is small.
@@ -19,7 +21,7 @@ ROUNDS = 5
 CONNECTIONS = 32
 SECONDS = 4
 WAYS = ("recorded", "unrecorded")
-#: Replicas of each way.
+#: Replicas, each an application of its own.
 COPIES = 3
 
 
@@ -28,25 +30,34 @@ def run(rounds: int, console: Console) -> list[Row]:
     from benchmarks import rollout_graphs
 
     rounds = max(rounds, ROUNDS)
-    apps = [f"{way}-{copy}" for copy in range(COPIES) for way in WAYS]
+    apps = [f"copy-{number}" for number in range(COPIES)]
+    bodies = rollout_graphs.bodies()
+    seen: dict[str, list[Load]] = {way: [] for way in WAYS}
     variables = {"OMP_NUM_THREADS": "1"}
     with ServeSession(num_cpus=16, pythonpath=[ROOT / "platform", ROOT], env=variables) as session:
-        registry = session.folder / "registry"
+        registry, switch = session.folder / "registry", session.folder / "records"
         registry.mkdir()
-        runtime_env = {"env_vars": {rollout_graphs.URI_VARIABLE: rollout_graphs.register(registry)}}
-        seen = loads(
-            session,
-            {
-                app: {
-                    "import_path": f"benchmarks.rollout_graphs:{app.partition('-')[0]}",
-                    "runtime_env": runtime_env,
-                }
-                for app in apps
-            },
-            dict.fromkeys(apps, "/predict"),
-            rollout_graphs.bodies(), rounds, console, connections=CONNECTIONS, seconds=SECONDS,
-        )  # fmt: skip
-    ours, plain = ([one for copy in range(COPIES) for one in seen[f"{way}-{copy}"]] for way in WAYS)
+        variables = {
+            rollout_graphs.URI_VARIABLE: rollout_graphs.register(registry),
+            rollout_graphs.SWITCH_VARIABLE: str(switch),
+        }
+        entry = {
+            "import_path": "benchmarks.rollout_graphs:app",
+            "runtime_env": {"env_vars": variables},
+        }
+        entries = dict.fromkeys(apps, entry)
+        urls = deployed(session, entries, dict.fromkeys(apps, "/predict"), bodies)
+        for url in urls.values():
+            for way in turns(WAYS, rounds, console):
+                if way == "recorded":
+                    switch.touch()
+                else:
+                    switch.unlink(missing_ok=True)
+                result = load(url, bodies, CONNECTIONS, SECONDS)
+                if result.bad:
+                    raise SystemExit(f"{result.bad} requests failed, {way}")
+                seen[way].append(result)
+    ours, plain = (seen[way] for way in WAYS)
     ratio = median(a.per_s / b.per_s for a, b in zip(ours, plain, strict=True))
     peer = median(one.per_s for one in plain)
     # The median of the rounds' ratios: each has both within seconds of each other.

@@ -1,4 +1,4 @@
-"""A registered model as two graphs: one records what the guard compares, one does not."""
+"""A registered model that records what the guard compares, while a file is there."""
 
 import os
 import warnings
@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, create_model
 
-from twinpath import Graph
+from twinpath import Columns, Graph
 from twinpath.nodes.registry import RegistryModel
 
 URI_VARIABLE = "BENCHMARK_REGISTRY"
+#: Names the file.
+SWITCH_VARIABLE = "BENCHMARK_RECORDS"
 MODEL = "tabular"
 WIDTH = 30
 NUMBERS = tuple(f"f{i}" for i in range(WIDTH))
@@ -71,19 +73,29 @@ def bodies(count: int = 100) -> list[bytes]:
     ]
 
 
-def _graph(name: str, record: bool) -> Graph:
-    graph = Graph(name, input=Request, output=Answer)
-    with graph as rows:
-        model = RegistryModel(
-            MODEL,
-            tracking_uri=os.environ.get(URI_VARIABLE, "sqlite:///mlflow.db"),
-            inputs=dict.fromkeys(NUMBERS, "float64"),
-            segments=("carrier",),
-            record=record,
-        )
-        graph.output(model(rows))
-    return graph
+class Switched(RegistryModel):
+    """Records in some batches and not in others: processes of the same code differ by more than
+    the recording costs."""
+
+    def setup(self) -> None:
+        """Load the model."""
+        super().setup()
+        self._switch = os.environ.get(SWITCH_VARIABLE, "")
+        self._records = self._router._recorder
+
+    def predict(self, columns: Columns) -> Columns:
+        """As the model does."""
+        self._router._recorder = self._records if os.path.exists(self._switch) else None
+        return super().predict(columns)
 
 
-recorded = _graph("recorded", record=True).app
-unrecorded = _graph("unrecorded", record=False).app
+graph = Graph("rollout_cost", input=Request, output=Answer)
+with graph as rows:
+    model = Switched(
+        MODEL,
+        tracking_uri=os.environ.get(URI_VARIABLE, "sqlite:///mlflow.db"),
+        inputs=dict.fromkeys(NUMBERS, "float64"),
+        segments=("carrier",),
+    )
+    graph.output(model(rows))
+app = graph.app

@@ -27,6 +27,23 @@ def loads(
     ``applications`` are entries of a Serve config by name; each is deployed below ``/<name>`` and
     asked at ``/<name>`` + its path. Raises SystemExit when a request fails.
     """
+    urls = deployed(session, applications, paths, bodies)
+    seen: dict[str, list[Load]] = {name: [] for name in applications}
+    for name in turns(tuple(applications), rounds, console):
+        result = load(urls[name], list(bodies), connections, seconds)
+        if result.bad:
+            raise SystemExit(f"{result.bad} requests failed, {name}")
+        seen[name].append(result)
+    return seen
+
+
+def deployed(
+    session: ServeSession,
+    applications: Mapping[str, Mapping[str, Any]],
+    paths: Mapping[str, str],
+    bodies: Sequence[bytes],
+) -> dict[str, str]:
+    """The addresses of applications, by name, that are served and warm. See `loads`."""
     entries = [{"name": name, "route_prefix": f"/{name}", **a} for name, a in applications.items()]
     config = session.folder / "app.yaml"
     config.write_text(yaml.safe_dump({"applications": entries}))
@@ -35,10 +52,4 @@ def loads(
     for name, url in urls.items():
         session.wait_until_ready(f"/{name}/readyz")
         load(url, list(bodies), 8, 2)
-    seen: dict[str, list[Load]] = {name: [] for name in applications}
-    for name in turns(tuple(applications), rounds, console):
-        result = load(urls[name], list(bodies), connections, seconds)
-        if result.bad:
-            raise SystemExit(f"{result.bad} requests failed, {name}")
-        seen[name].append(result)
-    return seen
+    return urls
