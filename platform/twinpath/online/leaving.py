@@ -17,13 +17,13 @@ _LEAVING: set[asyncio.Task[None]] = set()
 async def run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Answer a request. When this is cancelled it ends at once: the app hears that the caller is
     gone, nothing of what it sends then arrives, and it is cancelled only if it stays."""
-    gone = asyncio.get_running_loop().create_future()
+    over = asyncio.get_running_loop().create_future()
 
     async def told() -> Message:
-        if not gone.done():
+        if not over.done():
             asking = asyncio.ensure_future(receive())
             try:
-                await asyncio.wait({asking, gone}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({asking, over}, return_when=asyncio.FIRST_COMPLETED)
                 if asking.done():
                     return asking.result()
             finally:
@@ -31,7 +31,7 @@ async def run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         return {"type": "http.disconnect"}
 
     async def sent(message: Message) -> None:
-        if not gone.done():
+        if not over.done():
             await send(message)
 
     async def answer() -> None:
@@ -42,11 +42,17 @@ async def run(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
         await asyncio.wait({running})
     finally:
         if not running.done():
-            gone.set_result(None)
+            over.set_result(None)
             leaving = asyncio.create_task(_left(running))
             _LEAVING.add(leaving)
             leaving.add_done_callback(_LEAVING.discard)
     running.result()
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the caller has hung up. The body must have been read: what comes is dropped."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 async def _left(running: "asyncio.Task[None]") -> None:

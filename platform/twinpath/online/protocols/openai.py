@@ -29,7 +29,7 @@ from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Frontend
-from twinpath.online.leaving import run
+from twinpath.online.leaving import gone, run
 
 _LOG = logging.getLogger(__name__)
 
@@ -217,8 +217,7 @@ class _Answer:
             frontend.observe(ask, self.status, time.monotonic() - ask.started_s)
 
     async def _listen(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+        await gone(receive)
         self.left = True
         if self.limit is not None:
             with contextlib.suppress(RuntimeError):  # it has just ended

@@ -15,6 +15,7 @@ from twinpath.graph.columns import Columns
 from twinpath.nodes.llm_usage import USAGE
 from twinpath.online.engines import Wanted
 from twinpath.online.handles import parts_of
+from twinpath.online.leaving import gone
 
 #: Fields of requests that prompts are made of, in the order in which they come.
 _PROMPT = ("system", "instructions", "messages", "prompt", "input", "query", "text_1")
@@ -37,7 +38,7 @@ class RemoteEngine:
             return
         routed = columns(body, self._routed_by)
         relay = asyncio.create_task(self._relay(routed, Wanted(_plain(scope), body), send))
-        leaves = asyncio.create_task(_gone(receive))
+        leaves = asyncio.create_task(gone(receive))
         try:
             await asyncio.wait({relay, leaves}, return_when=asyncio.FIRST_COMPLETED)
             if relay.done():
@@ -94,8 +95,3 @@ async def _body(receive: Receive) -> bytes | None:
         body += message.get("body", b"")
         if not message.get("more_body", False):
             return bytes(body)
-
-
-async def _gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
