@@ -20,6 +20,7 @@ from benchmarks import (
     rollout_cost,
     rollout_guard,
 )
+from benchmarks.llm_model import published_as
 from benchmarks.online import bench, publishing
 from benchmarks.report import publish
 from twinpath.online.session import interrupt_once
@@ -79,7 +80,8 @@ def main() -> None:
 def _run(name: str, rounds: int | None, console: Console, choice: bench.Choice) -> Path:
     if name == "online":
         return publishing.run_and_publish(rounds, console, choice)
-    return publish(name, ALL[name].run(rounds or ROUNDS, console), console)
+    rows = ALL[name].run(rounds or ROUNDS, console)
+    return publish(published_as(name) if name.startswith("llm_") else name, rows, console)
 
 
 if __name__ == "__main__":

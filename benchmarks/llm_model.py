@@ -1,4 +1,5 @@
-"""The tiny model of the benchmarks of language models, and its graph."""
+"""The model of the benchmarks of language models, and its graph: tiny on CPUs, where a step of its
+engine takes a millisecond or two, and of a billion weights where there is a GPU."""
 
 import os
 import random
@@ -9,6 +10,15 @@ from pydantic import BaseModel
 
 from twinpath import Graph
 from twinpath.nodes.llm import LLM
+from twinpath.nodes.llm_memory import card_bytes
+
+#: The model where there is a GPU, and arguments of an engine that shares the card with a peer's:
+#: else vLLM's own choice, compiled and with CUDA graphs.
+GPU_SIZES = {
+    "hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 16,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 2048,
+}  # fmt: skip
+GPU_ENGINE: dict[str, Any] = {"gpu_memory_utilization": 0.3, "enforce_eager": False}
 
 _TEXT = "the flight from Newark is late on time weather carrier gate why my bag please when"
 _WORDS = _TEXT.split()
@@ -32,13 +42,30 @@ def prompts(count: int) -> list[str]:
     return [f"{number} " + " ".join(source.choices(_WORDS, k=12)) for number in range(count)]
 
 
-def make_model(folder: Path) -> None:
-    """A Llama of two layers with random weights and a trained tokenizer, unless it is there."""
-    if (folder / "config.json").exists():
-        return
-    from tests.llm.models import make_llama
+def on_gpu() -> bool:
+    """Whether engines run on a GPU here."""
+    return card_bytes() is not None
 
-    make_llama(folder)
+
+def published_as(name: str) -> str:
+    """What the benchmark's results are called: those of a GPU stand beside those of CPUs."""
+    return f"{name}_gpu" if on_gpu() else name
+
+
+def engine(options: dict[str, Any]) -> dict[str, Any]:
+    """The engine's arguments for what there is to run on."""
+    return options | (GPU_ENGINE if on_gpu() else {})
+
+
+def make_model(folder: Path) -> Path:
+    """A Llama with random weights and a trained tokenizer in the folder's ``llm``, or ``llm_gpu``,
+    unless it is there; where it is."""
+    place = folder / published_as("llm")
+    if not (place / "config.json").exists():
+        from tests.llm.models import make_llama
+
+        make_llama(place, **(GPU_SIZES if on_gpu() else {}))
+    return place
 
 
 def app(args: dict[str, Any]) -> Any:
@@ -47,5 +74,5 @@ def app(args: dict[str, Any]) -> Any:
 
     graph = Graph("llm", input=Prompt, output=Text)
     with graph as rows:
-        graph.output(LLM(os.environ["TWINPATH_BENCH_LLM"], engine=ENGINE)(rows))
+        graph.output(LLM(os.environ["TWINPATH_BENCH_LLM"], engine=engine(ENGINE))(rows))
     return graph.app(args)

@@ -16,6 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.apart import apart, tell, turns
+from benchmarks.llm_model import GPU_SIZES, engine, on_gpu
 from benchmarks.report import Row
 from twinpath.nodes.llm import LLM
 
@@ -69,7 +70,7 @@ def _model(folder: Path) -> dict[str, Any]:
     import pandas as pd
     from llm import models
 
-    models.make_llama(folder / "model")
+    models.make_llama(folder / "model", **(GPU_SIZES if on_gpu() else {}))
     pd.DataFrame({"prompt": models.prompts(PROMPTS)}).to_parquet(folder / "prompts.parquet")
     return {}
 
@@ -80,9 +81,9 @@ def _peer(folder: Path) -> dict[str, Any]:
     from vllm import SamplingParams
 
     prompts = pd.read_parquet(folder / "prompts.parquet")["prompt"].tolist()
-    engine = Plain(str(folder / "model"), **ENGINE)
+    plain = Plain(str(folder / "model"), **engine(ENGINE))
     started = time.monotonic()
-    outputs = engine.generate(prompts, SamplingParams(**SAMPLING), use_tqdm=False)
+    outputs = plain.generate(prompts, SamplingParams(**SAMPLING), use_tqdm=False)
     wall_s = time.monotonic() - started
     return {"wall_s": wall_s, "tokens": sum(len(o.outputs[0].token_ids) for o in outputs)}
 
@@ -98,12 +99,15 @@ def _ours(folder: Path) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         sink, first = Path(name) / "texts", Path(name) / "first"
         llm = TimedLLM(
-            str(folder / "model"), sampling=SAMPLING, engine=ENGINE,
+            str(folder / "model"), sampling=SAMPLING, engine=engine(ENGINE),
             environment=ENVIRONMENT | {"TWINPATH_FIRST_BATCH": str(first)},
         )  # fmt: skip
         graph = Graph("generate", input=Prompt, output=Written)
         with graph as rows:
-            placed = llm.on(num_cpus=2, replicas=Replicas(1, 1), batch=Batch(max_size=64))
+            placed = llm.on(
+                num_cpus=2, num_gpus=int(on_gpu()), replicas=Replicas(1, 1),
+                batch=Batch(max_size=64),
+            )  # fmt: skip
             graph.output(placed(rows))
         ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
         try:

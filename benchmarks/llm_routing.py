@@ -82,19 +82,12 @@ def run(rounds: int, console: Console) -> list[Row]:
 
 
 def _model(folder: Path) -> dict[str, Any]:
-    import torch
     from llm import models
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    models.make_llama(folder / "model")
-    torch.manual_seed(7)
-    size = json.loads((folder / "model" / "config.json").read_text())["vocab_size"]
-    config = LlamaConfig(
-        vocab_size=size, hidden_size=512, intermediate_size=1408, num_hidden_layers=6,
+    models.make_llama(
+        folder / "model", hidden_size=512, intermediate_size=1408, num_hidden_layers=6,
         num_attention_heads=8, num_key_value_heads=4, max_position_embeddings=1024,
-        bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
     )  # fmt: skip
-    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder / "model")
     source = random.Random(1)
     topics = [" ".join(source.choices(models.WORDS, k=WORDS)) for _ in range(TOPICS)]
     prompts = [

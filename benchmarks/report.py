@@ -16,6 +16,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from twinpath.nodes.llm_memory import card_bytes
+
 RESULTS = Path(__file__).parent / "results"
 _TARGET = re.compile(r"^(>=|<=|<|>) ([\d.]+)$")
 
@@ -69,11 +71,22 @@ def machine() -> dict[str, Any]:
     )
     return {
         "cpu": cpu,
+        **({"gpu": card} if (card := _card()) else {}),
         "cores": os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("ray", "numpy", "scikit-learn")},
     }
+
+
+def _card() -> str | None:
+    """The first GPU's name by NVML, where there is one."""
+    if card_bytes() is None:
+        return None
+    import pynvml
+
+    pynvml.nvmlInit()
+    return str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0)))
 
 
 def publish(

@@ -5,6 +5,7 @@ import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -13,12 +14,18 @@ from llm import models
 from twinpath import Graph
 from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes.llm import LLM
+from twinpath.nodes.llm_memory import card_bytes
 
+#: Whether engines run on a GPU here. Several share it then.
+ON_GPU = card_bytes() is not None
+GPU_SHARE: dict[str, Any] = {"gpu_memory_utilization": 0.15} if ON_GPU else {}
+#: Ray's GPUs for each replica with an engine.
+GPUS: dict[str, Any] = {"num_gpus": 0.2} if ON_GPU else {}
 #: Small, and the same for every engine, so that what they write can be compared. In float32, so
 #: that what a sequence is batched with cannot tip the balance between two tokens.
 ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "float32",
-    "seed": 0,
+    "seed": 0, **GPU_SHARE,
 }  # fmt: skip
 #: Of those that are served, and of `vllm serve` beside them.
 SERVED = {**ENGINE, "max_model_len": 512, "max_num_seqs": 64, "served_model_name": "tiny"}

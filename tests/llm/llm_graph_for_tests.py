@@ -49,6 +49,6 @@ chat_app = chat.app
 
 points = Graph("points", input=Line, output=Point)
 with points as lines:
-    options = {"enforce_eager": True, "served_model_name": "minilm"}
+    options = json.loads(os.environ.get("TWINPATH_TEST_POINTS", "{}"))
     points.output(Embed(os.environ["TWINPATH_TEST_MINILM"], engine=options)(lines))
 points_app = points.app

@@ -26,8 +26,9 @@ def prompts(count: int, seed: int = 0) -> list[str]:
     ]
 
 
-def make_llama(folder: Path) -> Path:
-    """A Llama of two layers in bfloat16 with a BPE tokenizer and a chat template."""
+def make_llama(folder: Path, **sizes: int) -> Path:
+    """A Llama of two layers in bfloat16 with a BPE tokenizer and a chat template; ``sizes`` are of
+    transformers' ``LlamaConfig``."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -46,10 +47,13 @@ def make_llama(folder: Path) -> Path:
     fast.chat_template = CHAT_TEMPLATE
     fast.save_pretrained(folder)
     torch.manual_seed(7)
+    shape = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    } | sizes  # fmt: skip
     config = LlamaConfig(
-        vocab_size=len(fast), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, max_position_embeddings=512,
-        bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, initializer_range=0.3,
+        vocab_size=len(fast), bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,
+        initializer_range=0.3, **shape,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
     return folder

@@ -225,6 +225,60 @@ def test_a_cancelled_call_aborts_its_sequences(llm: LLM, loop: asyncio.Runner):
     assert loop.run(cancel()) == 0
 
 
+def test_what_vllm_would_do_for_every_request_or_token_is_left_out(
+    llm: LLM, loop: asyncio.Runner, executor: StreamingExecutor
+):
+    """Its variables are read once, its endpoints begin in their caller's task, nothing counts
+    requests beside the platform, first tokens come first, and held requests are none of its own."""
+    from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
+    from vllm import envs
+    from vllm.entrypoints.serve.utils import api_utils
+
+    app = loop.run(llm.openai_app())
+    assert envs._is_envs_cache_enabled()
+    assert isinstance(api_utils.asyncio, llm_frontend._Eager)
+    assert app.user_middleware
+    assert PrometheusInstrumentatorMiddleware not in {each.cls for each in app.user_middleware}
+    core = llm.engine.engine_core
+    assert core.get_output_async.__qualname__.startswith("first_tokens_first.")
+    assert core.add_request_async.__qualname__ == "Admission.add"
+
+
+def test_requests_that_are_held_answer_alike_and_can_be_left(llm: LLM, loop: asyncio.Runner):
+    """As on a GPU, where steps that read prompts are long: here they are said to be."""
+    admission = llm.engine.engine_core.add_request_async.__self__
+    prompts = models.prompts(60, seed=4)
+
+    async def ask() -> tuple[list[str], int]:
+        running = asyncio.create_task(llm.predict(rows(models.prompts(12), budget=200)))
+        await until(lambda: admission._running > 8)
+        most, texts = 0, []
+
+        async def one(prompt: str) -> str:
+            answer = await llm.predict(rows([prompt]))
+            return str(answer["text"][0])
+
+        tasks = []
+        for number, prompt in enumerate(prompts):
+            admission._extra_s = 0.02
+            tasks.append(asyncio.create_task(one(prompt)))
+            await asyncio.sleep(0.002)
+            most = max(most, admission.held)
+            if number % 5 == 4:
+                tasks.pop().cancel()
+        texts = await asyncio.gather(*tasks)
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return texts, most
+
+    texts, most = loop.run(ask())
+    assert most > 1, "some waited for each other"
+    kept = [prompt for number, prompt in enumerate(prompts) if number % 5 != 4]
+    assert texts == loop.run(llm.predict(rows(kept)))["text"].tolist()
+    loop.run(until(lambda: llm.sequences() == 0))
+    assert admission.held == 0
+
+
 def test_the_cpu_engine_says_that_it_cannot_sleep(llm: LLM, loop: asyncio.Runner):
     with pytest.raises(ConfigError, match="no sleep mode on a CPU"):
         loop.run(llm.sleep())

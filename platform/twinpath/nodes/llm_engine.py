@@ -10,6 +10,7 @@ from typing import Any
 
 from twinpath.errors import ConfigError, MissingExtraError, RetryLaterError, did_you_mean
 from twinpath.graph.node import Node
+from twinpath.nodes.llm_admission import admit_in_groups
 from twinpath.nodes.llm_frontend import count_tokens, first_tokens_first, shorten
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
@@ -66,7 +67,8 @@ class EngineNode(Node):
         try:
             self.engine = _without_loop(lambda: self._started(arguments))
             shorten(self.engine.renderer)
-            first_tokens_first(self.engine)
+            admission = admit_in_groups(self.engine)
+            first_tokens_first(self.engine, admission.saw if admission else None)
             # Else vLLM reads its variables from the environment again, for every token.
             envs.enable_envs_cache()
         except BaseException:

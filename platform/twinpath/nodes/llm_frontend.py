@@ -2,7 +2,7 @@
 
 import asyncio
 import functools
-from collections.abc import Awaitable, Coroutine, Generator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -37,9 +37,10 @@ def shorten(renderer: Any) -> None:
     renderer._tokenize_prompt_async = tokenize
 
 
-def first_tokens_first(engine: Any) -> None:
+def first_tokens_first(engine: Any, saw: Callable[[float, int, bool], None] | None = None) -> None:
     """Let an ``AsyncLLM`` hand out the first token of a request before the next ones of others:
-    the engine lists those that came last, last."""
+    the engine lists those that came last, last. ``saw`` is told of each step: when it ended, how
+    many sequences have a token of it, whether it is the first one of some."""
     core, states = engine.engine_core, engine.output_processor.request_states
     get = core.get_output_async
 
@@ -49,7 +50,10 @@ def first_tokens_first(engine: Any) -> None:
 
     async def ordered() -> Any:
         outputs = await get()
-        outputs.outputs.sort(key=begun)
+        each = outputs.outputs
+        each.sort(key=begun)
+        if saw is not None and each:
+            saw(outputs.timestamp, len(each), not begun(each[0]))
         return outputs
 
     core.get_output_async = ordered

@@ -30,6 +30,7 @@ from twinpath.online.dataplane import Ask
 from twinpath.online.exchange import Headers
 from twinpath.online.frontend import Frontend
 from twinpath.online.leaving import gone, run
+from twinpath.online.one_by_one import OneByOne
 
 _LOG = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class OpenAIDoor:
         self, app: ASGIApp, frontend: Frontend, check_health: Callable[[], None] = lambda: None
     ) -> None:
         self._app, self._frontend, self._check_health = app, frontend, check_health
+        self._one_by_one = OneByOne()
         self.running = 0
 
     def takes(self, method: str, path: str) -> bool:
@@ -126,6 +128,7 @@ class OpenAIDoor:
         remaining_s = None if ask.deadline_s is None else ask.deadline_s - time.monotonic()
         try:
             async with asyncio.timeout(remaining_s) as answer.limit:
+                await self._one_by_one.begin()
                 await app(scope, receive, answer.send)
             if receive.too_large and not answer.started:
                 await answer.refuse(_too_large(receive.limit_bytes))
