@@ -249,10 +249,10 @@ def test_requests_that_are_held_answer_alike_and_can_be_left(llm: LLM, loop: asy
     admission = llm.engine.engine_core.add_request_async.__self__
     prompts = models.prompts(60, seed=4)
 
-    async def ask() -> tuple[list[str], int]:
+    async def ask() -> tuple[list[str], int, int]:
         running = asyncio.create_task(llm.predict(rows(models.prompts(12), budget=200)))
-        await until(lambda: admission._running > 8)
-        most, texts = 0, []
+        await until(lambda: admission.steps.running > 8)
+        most = dropped = 0
 
         async def one(prompt: str) -> str:
             answer = await llm.predict(rows([prompt]))
@@ -260,19 +260,23 @@ def test_requests_that_are_held_answer_alike_and_can_be_left(llm: LLM, loop: asy
 
         tasks = []
         for number, prompt in enumerate(prompts):
-            admission._extra_s = 0.02
+            admission.steps.fixed_s = 0.02
             tasks.append(asyncio.create_task(one(prompt)))
             await asyncio.sleep(0.002)
             most = max(most, admission.held)
             if number % 5 == 4:
+                before = admission.held
                 tasks.pop().cancel()
+                await asyncio.sleep(0)
+                dropped += before - admission.held
         texts = await asyncio.gather(*tasks)
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-        return texts, most
+        return texts, most, dropped
 
-    texts, most = loop.run(ask())
+    texts, most, dropped = loop.run(ask())
     assert most > 1, "some waited for each other"
+    assert dropped, "some were left while they waited"
     kept = [prompt for number, prompt in enumerate(prompts) if number % 5 != 4]
     assert texts == loop.run(llm.predict(rows(kept)))["text"].tolist()
     loop.run(until(lambda: llm.sequences() == 0))

@@ -18,27 +18,27 @@ class Client:
 
     async def get_output_async(self) -> SimpleNamespace:
         """One step."""
-        outputs = [SimpleNamespace(request_id=each) for each in self._ids]
+        outputs = [SimpleNamespace(request_id=each, finish_reason=None) for each in self._ids]
+        outputs[0].finish_reason = "stop"
         return SimpleNamespace(outputs=outputs, timestamp=12.5)
 
 
 @pytest.mark.parametrize(
-    ("new", "order", "began"),
-    [({"c", "d"}, ["c", "d", "a", "b"], True), (set(), ["a", "b", "c", "d"], False)],
+    ("new", "order", "read"),
+    [({"b", "c"}, ["b", "c", "a", "d"], 14), (set(), ["a", "b", "c", "d"], 0)],
 )
-def test_first_tokens_are_handed_out_before_others(new: set[str], order: list[str], began: bool):
-    states = {each: SimpleNamespace(is_prefilling=each in new) for each in "abc"}
-    if new:  # one without a state, as of a request that was aborted, counts as begun
-        states["d"] = SimpleNamespace(is_prefilling=True)
+def test_first_tokens_are_handed_out_before_others(new: set[str], order: list[str], read: int):
+    # One without a state, as of a request that was aborted, counts as begun.
+    states = {each: SimpleNamespace(is_prefilling=each in new, prompt_len=7) for each in "abc"}
     engine = SimpleNamespace(
         engine_core=Client(["a", "b", "c", "d"]),
         output_processor=SimpleNamespace(request_states=states),
     )
-    seen: list[tuple[float, int, bool]] = []
+    seen: list[tuple[float, int, int]] = []
     first_tokens_first(engine, lambda *step: seen.append(step))
     outputs = asyncio.run(engine.engine_core.get_output_async())
     assert [each.request_id for each in outputs.outputs] == order
-    assert seen == [(12.5, 4, began)]
+    assert seen == [(12.5, 3, read)], "one of four ended"
 
 
 def run(main: Coroutine[Any, Any, Any]) -> Any:

@@ -28,6 +28,23 @@ def session():
     session.stop()
 
 
+def test_what_these_have_started_is_of_the_session_without_any_marker(session: ServeSession):
+    starts = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', "
+        f"{STUBBORN!r}], env={{}}, start_new_session=True); "
+        "print(child.pid, flush=True); child.wait()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", starts], env=session.env, stdout=subprocess.PIPE
+    ) as mine:
+        assert mine.stdout is not None
+        child = int(mine.stdout.readline())
+        assert mine.stdout.readline() == b"up\n"
+        assert {process.pid for process in session.processes()} == {mine.pid, child}
+        session.stop()
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("lost", [(), (MARKER,), (MARKER, "RAY_AUTH_TOKEN")])
 def test_what_carries_the_marker_is_ended_even_if_it_does_not_want_to(
     session: ServeSession, lost: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Sequence
 from types import ModuleType
 from typing import Any
@@ -37,10 +38,10 @@ def shorten(renderer: Any) -> None:
     renderer._tokenize_prompt_async = tokenize
 
 
-def first_tokens_first(engine: Any, saw: Callable[[float, int, bool], None] | None = None) -> None:
+def first_tokens_first(engine: Any, saw: Callable[[float, int, int], None] | None = None) -> None:
     """Let an ``AsyncLLM`` hand out the first token of a request before the next ones of others:
     the engine lists those that came last, last. ``saw`` is told of each step: when it ended, how
-    many sequences have a token of it, whether it is the first one of some."""
+    many sequences of it go on, how many tokens the prompts have that it gave a first one for."""
     core, states = engine.engine_core, engine.output_processor.request_states
     get = core.get_output_async
 
@@ -53,7 +54,10 @@ def first_tokens_first(engine: Any, saw: Callable[[float, int, bool], None] | No
         each = outputs.outputs
         each.sort(key=begun)
         if saw is not None and each:
-            saw(outputs.timestamp, len(each), not begun(each[0]))
+            new = itertools.takewhile(lambda output: not begun(output), each)
+            read = sum(states[output.request_id].prompt_len for output in new)
+            going_on = sum(output.finish_reason is None for output in each)
+            saw(outputs.timestamp, going_on, read)
         return outputs
 
     core.get_output_async = ordered

@@ -4,6 +4,7 @@ Ray's own stop leaves HAProxy and engine processes behind. Every process that a 
 inherits a marker in its environment; when the session ends, whatever still carries it is ended.
 """
 
+import collections
 import contextlib
 import itertools
 import json
@@ -233,20 +234,31 @@ class ServeSession:
             time.sleep(0.2)
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of this session, this one excepted."""
-        found = []
-        for process in psutil.process_iter():
+        """Every process of this session and what these have started, this one excepted."""
+        every = [process for process in psutil.process_iter() if process.pid != os.getpid()]
+        found, children = {}, collections.defaultdict(list)
+        for process in every:
             with contextlib.suppress(psutil.Error, OSError):
-                if process.pid != os.getpid() and _carries(process, self._marks):
-                    found.append(process)
-        return found
+                children[process.ppid()].append(process)
+                if _carries(process, self._marks):
+                    found[process.pid] = process
+        # An engine's title may have overwritten all of its marks; its replica has others.
+        grown = list(found.values())
+        while grown:
+            for child in children[grown.pop().pid]:
+                if child.pid not in found:
+                    found[child.pid] = child
+                    grown.append(child)
+        return list(found.values())
 
     def stop(self) -> None:
         """End every process of this session: asked first, then forced. Safe to call twice."""
         # A second Ctrl-C must not leave half of them behind.
         with _uninterrupted():
+            running: list[psutil.Process] = []
             for sign, patience_s in ((signal.SIGTERM, 6.0), (signal.SIGKILL, 5.0)):
-                running = self.processes()
+                # Those of before too: nothing leads to them once what started them has ended.
+                running = [*{*running, *self.processes()}]
                 for process in running:
                     with contextlib.suppress(psutil.Error):
                         process.send_signal(sign)
