@@ -1,5 +1,5 @@
 """The model of the benchmarks of language models, and its graph: tiny on CPUs, where a step of its
-engine takes a millisecond or two, and of a billion weights where there is a GPU."""
+engine takes a millisecond or two, and of 0.7 billion weights where there is a GPU."""
 
 import os
 import random
