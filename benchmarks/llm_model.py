@@ -52,6 +52,11 @@ def published_as(name: str) -> str:
     return f"{name}_gpu" if on_gpu() else name
 
 
+def sizes() -> dict[str, int]:
+    """The model's, for what there is to run on."""
+    return GPU_SIZES if on_gpu() else {}
+
+
 def engine(options: dict[str, Any]) -> dict[str, Any]:
     """The engine's arguments for what there is to run on."""
     return options | (GPU_ENGINE if on_gpu() else {})
@@ -64,7 +69,7 @@ def make_model(folder: Path) -> Path:
     if not (place / "config.json").exists():
         from tests.llm.models import make_llama
 
-        make_llama(place, **(GPU_SIZES if on_gpu() else {}))
+        make_llama(place, **sizes())
     return place
 
 

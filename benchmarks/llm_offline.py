@@ -16,7 +16,7 @@ from typing import Any
 from rich.console import Console
 
 from benchmarks.apart import apart, tell, turns
-from benchmarks.llm_model import GPU_SIZES, engine, on_gpu
+from benchmarks.llm_model import engine, on_gpu, sizes
 from benchmarks.report import Row
 from twinpath.nodes.llm import LLM
 
@@ -70,7 +70,7 @@ def _model(folder: Path) -> dict[str, Any]:
     import pandas as pd
     from llm import models
 
-    models.make_llama(folder / "model", **(GPU_SIZES if on_gpu() else {}))
+    models.make_llama(folder / "model", **sizes())
     pd.DataFrame({"prompt": models.prompts(PROMPTS)}).to_parquet(folder / "prompts.parquet")
     return {}
 

@@ -1,4 +1,4 @@
-"""An engine as a node on Serve against ``vllm serve``: the same tiny model, in turns.
+"""An engine as a node on Serve against ``vllm serve``: the same model, in turns.
 
 Each round loads the one and then the other with the same streams, while the other one is stopped;
 both are started STARTS times, with ``rounds`` of each.
@@ -71,8 +71,6 @@ FIGURES = (
     ("between_p99_ms", "ms between tokens (p99)", "<= 1.1"),
 )
 WAYS = ("twinpath", "vllm serve")
-
-
 #: Turns by way, streams, and whether they were paced.
 Seen = dict[tuple[str, int, bool], list[Turn]]
 

@@ -225,9 +225,7 @@ def test_a_cancelled_call_aborts_its_sequences(llm: LLM, loop: asyncio.Runner):
     assert loop.run(cancel()) == 0
 
 
-def test_what_vllm_would_do_for_every_request_or_token_is_left_out(
-    llm: LLM, loop: asyncio.Runner, executor: StreamingExecutor
-):
+def test_what_vllm_would_do_for_every_request_or_token_is_left_out(llm: LLM, loop: asyncio.Runner):
     """Its variables are read once, its endpoints begin in their caller's task, nothing counts
     requests beside the platform, first tokens come first, and held requests are none of its own."""
     from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pydantic import BaseModel
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
@@ -29,12 +28,6 @@ SIZES = {
     "num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 2048,
 }  # fmt: skip
 SHARE = 0.4
-
-
-class Prompt(BaseModel):
-    """What is asked."""
-
-    prompt: str
 
 
 def used_bytes() -> int:

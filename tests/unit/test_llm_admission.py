@@ -90,6 +90,17 @@ def enter(
         return runner.run(come())
 
 
+async def busy() -> tuple[Core, Admission]:
+    """An engine that holds requests, after twenty of them, "0" to "19", each 10 ms."""
+    core = Core()
+    admission = Admission(core.add, core.abort, core.failed, asyncio.get_running_loop().time)
+    steps(admission, 32, 0.003, 1e-6, 0.005)
+    for number in range(20):
+        await admission.add(SimpleNamespace(request_id=str(number)))
+        await asyncio.sleep(0.01)
+    return core, admission
+
+
 def names(requests: int, together: int = 1) -> list[str]:
     return [f"{number}.{child}" for number in range(requests) for child in range(together)]
 
@@ -150,13 +161,8 @@ def test_a_pause_says_nothing_of_steps():
 
 def test_nobody_is_held_beside_an_engine_that_has_ended_its_work():
     async def come() -> float:
-        core = Core()
         loop = asyncio.get_running_loop()
-        admission = Admission(core.add, core.abort, core.failed, loop.time)
-        steps(admission, 32, 0.003, 1e-6, 0.005)
-        for number in range(20):
-            await admission.add(SimpleNamespace(request_id=str(number)))
-            await asyncio.sleep(0.01)
+        _, admission = await busy()
         await admission.add(SimpleNamespace(request_id="held"))
         assert admission.held
         began_s = loop.time()
@@ -171,12 +177,7 @@ def test_nobody_is_held_beside_an_engine_that_has_ended_its_work():
 
 def test_what_has_images_is_never_held_and_parts_of_one_prompt_keep_their_order():
     async def come() -> Core:
-        core = Core()
-        admission = Admission(core.add, core.abort, core.failed, asyncio.get_running_loop().time)
-        steps(admission, 32, 0.003, 1e-6, 0.005)
-        for number in range(20):
-            await admission.add(SimpleNamespace(request_id=str(number)))
-            await asyncio.sleep(0.01)
+        core, admission = await busy()
         await admission.add(SimpleNamespace(request_id="parts"))
         await asyncio.sleep(0.002)
         await admission.add(SimpleNamespace(request_id="image", mm_features=["one"]))
@@ -220,12 +221,7 @@ def test_nobody_waits_longer_than_the_limit():
 
 def test_one_that_is_aborted_while_it_is_held_never_comes():
     async def come() -> Core:
-        core = Core()
-        admission = Admission(core.add, core.abort, core.failed, asyncio.get_running_loop().time)
-        steps(admission, 32, 0.003, 1e-6, 0.005)
-        for number in range(20):
-            await admission.add(SimpleNamespace(request_id=str(number)))
-            await asyncio.sleep(0.01)
+        core, admission = await busy()
         await admission.add(SimpleNamespace(request_id="first"))
         await admission.add(SimpleNamespace(request_id="gone"))
         assert admission.held >= 1
@@ -243,10 +239,8 @@ def test_one_that_is_aborted_while_it_is_held_never_comes():
 
 def test_one_that_cannot_be_added_later_is_told_so_and_the_others_enter():
     async def come() -> Core:
-        core = Core()
-        admission = Admission(core.add, core.abort, core.failed, asyncio.get_running_loop().time)
-        steps(admission, 32, 0.003, 1e-6, 0.005)
-        for name in [*map(str, range(20)), "bad", "last"]:
+        core, admission = await busy()
+        for name in ("bad", "last"):
             await admission.add(SimpleNamespace(request_id=name))
             await asyncio.sleep(0.01 if name != "bad" else 0)
         assert admission.held == 2

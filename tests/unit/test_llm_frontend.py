@@ -1,7 +1,6 @@
 """The short ways through vLLM's frontend, with what vLLM has around them left out."""
 
 import asyncio
-from collections.abc import Coroutine
 from types import SimpleNamespace
 from typing import Any
 
@@ -41,10 +40,6 @@ def test_first_tokens_are_handed_out_before_others(new: set[str], order: list[st
     assert seen == [(12.5, 3, read)], "one of four ended"
 
 
-def run(main: Coroutine[Any, Any, Any]) -> Any:
-    return asyncio.run(main)
-
-
 def test_a_task_begins_where_it_is_made_and_goes_on_as_one():
     async def main() -> None:
         seen: list[str] = []
@@ -63,7 +58,7 @@ def test_a_task_begins_where_it_is_made_and_goes_on_as_one():
         assert await task == "done"
         assert seen == ["began", "went on"]
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_one_that_has_nothing_to_wait_for_is_done_at_once():
@@ -85,7 +80,7 @@ def test_one_that_has_nothing_to_wait_for_is_done_at_once():
         with pytest.raises(ValueError, match="no"):
             await failed
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_one_that_is_cancelled_closes_what_had_begun():
@@ -109,7 +104,7 @@ def test_one_that_is_cancelled_closes_what_had_begun():
         await asyncio.sleep(0)
         assert seen == ["closed", "closed"]
 
-    run(main())
+    asyncio.run(main())
 
 
 def test_a_gather_of_one_waits_for_it_without_a_task():
@@ -129,4 +124,4 @@ def test_a_gather_of_one_waits_for_it_without_a_task():
         assert len(made) == 2
         assert _Asyncio().sleep is asyncio.sleep
 
-    run(main())
+    asyncio.run(main())
