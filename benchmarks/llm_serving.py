@@ -32,7 +32,7 @@ from twinpath.online.session import ServeSession, free_ports
 
 STREAMS = (1, 8, 32)
 #: Streams that are run, one after the other, by each client of a turn.
-REQUESTS = {1: 12, 8: 10, 32: 10}
+REQUESTS = {1: 30, 8: 10, 32: 10}
 #: How often both servers are started: two processes of the same code differ from each other.
 STARTS = 3
 #: Clients that wait for one answer before they ask again load the faster server more. For times at

@@ -21,13 +21,15 @@ from prometheus_client import REGISTRY
 from safetensors.torch import load_file
 
 from llm import models
-from llm.conftest import ENGINE, ENVIRONMENT
+from llm.conftest import ENGINE, ENVIRONMENT, ON_GPU
 from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLaterError
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
 from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes import llm_frontend
 from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
+from twinpath.nodes.llm_admission import admit_in_groups
+from twinpath.nodes.llm_frontend import first_tokens_first
 from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.app import GraphApp, graph_app
@@ -227,7 +229,8 @@ def test_a_cancelled_call_aborts_its_sequences(llm: LLM, loop: asyncio.Runner):
 
 def test_what_vllm_would_do_for_every_request_or_token_is_left_out(llm: LLM, loop: asyncio.Runner):
     """Its variables are read once, its endpoints begin in their caller's task, nothing counts
-    requests beside the platform, first tokens come first, and held requests are none of its own."""
+    requests beside the platform, first tokens come first, and where a step that reads prompts is as
+    any other nothing stands before the engine."""
     from prometheus_fastapi_instrumentator.middleware import PrometheusInstrumentatorMiddleware
     from vllm import envs
     from vllm.entrypoints.serve.utils import api_utils
@@ -239,12 +242,22 @@ def test_what_vllm_would_do_for_every_request_or_token_is_left_out(llm: LLM, loo
     assert PrometheusInstrumentatorMiddleware not in {each.cls for each in app.user_middleware}
     core = llm.engine.engine_core
     assert core.get_output_async.__qualname__.startswith("first_tokens_first.")
-    assert core.add_request_async.__qualname__ == "Admission.add"
+    assert core.add_request_async.__self__ is core
 
 
-def test_requests_that_are_held_answer_alike_and_can_be_left(llm: LLM, loop: asyncio.Runner):
+def test_requests_that_are_held_answer_alike_and_can_be_left(
+    llm: LLM, loop: asyncio.Runner, monkeypatch: pytest.MonkeyPatch
+):
     """As on a GPU, where steps that read prompts are long: here they are said to be."""
-    admission = llm.engine.engine_core.add_request_async.__self__
+    from vllm.config import CUDAGraphMode
+
+    core, compiled = llm.engine.engine_core, llm.engine.vllm_config.compilation_config
+    for name in ("add_request_async", "abort_requests_async", "get_output_async"):
+        monkeypatch.setattr(core, name, getattr(core, name))
+    monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
+    admission = admit_in_groups(llm.engine)
+    assert admission is not None
+    first_tokens_first(llm.engine, admission.saw)
     prompts = models.prompts(60, seed=4)
 
     async def ask() -> tuple[list[str], int, int]:
@@ -706,6 +719,27 @@ def test_classes_are_those_of_the_model(minilm: Path, tmp_path: Path):
         model.config.id2label[best] for best in expected.argmax(1)
     ]
     assert "expected text" in found[ROW_ERROR][6]
+
+
+@pytest.mark.skipif(ON_GPU, reason="one card is not two")
+def test_an_engine_on_two_workers_writes_what_it_does_on_one(llama: Path):
+    """Tensor parallelism: each has half of the weights."""
+    written = []
+    for workers in (1, 2):
+        node = LLM(
+            str(llama), sampling={"temperature": 0.0}, by_row={"max_tokens": "budget"},
+            engine={**ENGINE, "tensor_parallel_size": workers}, environment=ENVIRONMENT,
+        )  # fmt: skip
+        node.setup()
+        try:
+            processes = node.engine_processes()
+            answer = asyncio.run(node.predict(rows(models.prompts(20), budget=16)))
+        finally:
+            node.teardown()
+        written.append(answer["text"].tolist())
+        _gone(processes)
+    assert len(processes) >= 3, "a core and two workers"
+    assert written[0] == written[1]
 
 
 # --- how a parent may end -------------------------------------------------------------------

@@ -101,8 +101,9 @@ def test_the_command_reads_the_card_and_refuses_with_the_numbers(model: Path):
 
 
 def test_sleep_frees_the_card_and_waking_answers_as_before(llm: LLM, loop: asyncio.Runner):
-    prompts: dict[str, Any] = {"prompt": text(models.prompts(8))}
-    first = loop.run(llm.predict(prompts))["text"].tolist()
+    # One at a time: in bfloat16 a token of random weights depends on what else is in its step.
+    prompts: list[dict[str, Any]] = [{"prompt": text([each])} for each in models.prompts(8)]
+    first = [loop.run(llm.predict(each))["text"].tolist() for each in prompts]
     awake = used_bytes()
     loop.run(llm.sleep())
     asleep = used_bytes()
@@ -113,7 +114,7 @@ def test_sleep_frees_the_card_and_waking_answers_as_before(llm: LLM, loop: async
     assert awake - asleep > 0.9 * held
     loop.run(llm.wake_up())
     assert math.isclose(used_bytes(), awake, rel_tol=0.05)
-    assert loop.run(llm.predict(prompts))["text"].tolist() == first
+    assert [loop.run(llm.predict(each))["text"].tolist() for each in prompts] == first
 
 
 def test_nothing_stays_on_the_card(model: Path, llm: LLM, before_bytes: int):

@@ -3,6 +3,7 @@ of Serve's own queue. Here all requests go Serve's way, over HTTP and gRPC; the 
 through HAProxy, which has less patience with headers than by default."""
 
 import asyncio
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -138,3 +139,9 @@ async def test_headers_that_do_not_come_to_their_end_are_given_up(session: Serve
         assert caller.is_right(await caller.answer())
         await asyncio.sleep(0.1)
     assert all(got.startswith(b"HTTP/1.1 408 ") for got in slow.result())
+
+
+def test_haproxy_lets_go_on_who_wakes_it(session: ServeSession):
+    balancers = [each.pid for each in session.processes() if each.name() == "haproxy"]
+    assert balancers
+    assert {os.sched_getscheduler(pid) for pid in balancers} == {os.SCHED_BATCH}

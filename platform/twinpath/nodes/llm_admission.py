@@ -7,11 +7,12 @@ it came. Text Generation Inference knows this as ``waiting_served_ratio`` and ``
 (https://huggingface.co/docs/text-generation-inference/reference/launcher), to be set by hand; here
 the times are measured, and the window follows from them.
 
-It is the economic order quantity of Harris (1913, "How many parts to make at once"): each entry
-delays ``running`` sequences by ``fixed_s``, each request waits half a window on average, and
-``sqrt(2 * running * fixed_s * gap_s)``, where requests come every ``gap_s``, makes the sum of both
-least. ``fixed_s`` is what reading takes beside what grows with the tokens that are read, which no
-group spares: the intercept of a running linear regression.
+Each entry delays ``running`` sequences by ``fixed_s``, what reading takes beside what grows with
+the tokens that are read and no group spares; each request waits half a window on average. Where
+requests come every ``gap_s``, ``sqrt(2 * running * fixed_s * gap_s)`` makes the sum of both least:
+the economic order quantity of Harris (1913, "How many parts to make at once"). The minimum is flat:
+half of that adds a quarter to the sum but halves the wait for the first token, which is what a
+caller sees, so that is what is taken.
 """
 
 import asyncio
@@ -21,68 +22,83 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 #: No request is held longer, seconds.
 LONGEST_S = 0.05
 #: Those that come so soon after one that entered come with it, as the choices of one request do.
 TOGETHER_S = 0.001
 #: Reading has to take this part of a plain step on top of it, or nobody is held.
-_WORTH = 0.5
-#: Part by which a new figure moves an average.
-_SMOOTH = 0.1
-#: A gap between requests, a plain step and one that reads count for no more than so many of the
-#: usual: a pause and a stall say little.
-_GAP_MAX, _PLAIN_MAX, _STEP_MAX = 4, 4, 50
-#: Tokens have to differ by this part of their average to tell what a token takes.
-_SPREAD = 0.2
+_WORTH = 0.75
+#: Part by which a new gap between requests moves the average of them, and how many of it one counts
+#: for at most: a pause says little.
+_SMOOTH, _GAP_MAX = 0.1, 4
+#: Of the window that makes the sum least.
+_PART = 0.5
+#: Steps that are looked at together: an engine that prepares one step during another shows a part
+#: of what reading takes in the step before or after.
+_BLOCK = 8
+#: What of the blocks so far counts beside a new one: some fifty count.
+_KEEP = 0.98
+#: A block counts for no more than so many of the usual: a stall says little.
+_BLOCK_MAX = 3
 
 
 class StepTimes:
-    """What steps of an engine take, from when they end: seconds."""
+    """What steps of an engine take, from when they end: seconds.
+
+    A linear regression of the time of _BLOCK steps on how many of them read a prompt and how many
+    tokens those read, by least squares with forgetting; errors count as parts of the time.
+    """
 
     def __init__(self) -> None:
-        #: A step that reads no prompt; and what reading one takes beside its tokens.
-        self.plain_s = self.fixed_s = 0.0
+        #: A step that reads no prompt; and what reading takes on top, in itself and for each token.
+        self.plain_s = self.fixed_s = self.token_s = 0.0
         self.running = 0
         self._ended_s = -math.inf
-        #: Of the step before: tokens read, and the time on top of a plain one.
-        self._read, self._over_s = 0, 0.0
-        self._tokens = self._extra_s = self._variance = self._covariance = self._token_s = 0.0
+        self._steps = self._reads = self._tokens = 0
+        self._took_s = 0.0
+        self._squares, self._products = np.zeros((3, 3)), np.zeros(3)
 
     def saw(self, at_s: float, running: int, read: int) -> None:
         """A step ended at ``at_s`` with a token for sequences of which so many go on; it read so
-        many tokens of prompts that gave their first one.
-
-        An engine that prepares one step during another may show a part of what reading takes in
-        the step after it, so both are taken together.
-        """
+        many tokens of prompts that gave their first one."""
         if running > 1 and self.running > 1:
-            took_s = at_s - self._ended_s
-            if self.plain_s:
-                took_s = min(took_s, _STEP_MAX * self.plain_s)
-            over_s = took_s - self.plain_s
-            if not read and not self._read:
-                most_s = (_PLAIN_MAX - 1) * self.plain_s
-                self.plain_s += min(over_s, most_s) * _SMOOTH if self.plain_s else over_s
-            elif not read and self.plain_s:
-                self._learn(self._read, self._over_s + over_s)
-            self._over_s = over_s
-            self._read = read
+            if self._steps == _BLOCK:
+                self._learn()
+                self._forget_block()
+            self._steps += 1
+            self._reads += read > 0
+            self._tokens += read
+            self._took_s += at_s - self._ended_s
         else:
-            self._read = 0
+            self._forget_block()
         self._ended_s, self.running = at_s, running
 
-    def _learn(self, tokens: int, extra_s: float) -> None:
-        off = tokens - self._tokens
-        off_s = extra_s - self._extra_s
-        smooth = _SMOOTH if self._tokens else 1.0
-        self._tokens += smooth * off
-        self._extra_s += smooth * off_s
-        if smooth < 1:
-            self._variance += _SMOOTH * (off * off - self._variance)
-            self._covariance += _SMOOTH * (off * off_s - self._covariance)
-        if self._variance > (_SPREAD * self._tokens) ** 2:
-            self._token_s = max(0.0, self._covariance / self._variance)
-        self.fixed_s = max(0.0, self._extra_s - self._token_s * self._tokens)
+    def _forget_block(self) -> None:
+        self._steps = self._reads = self._tokens = 0
+        self._took_s = 0.0
+
+    def _learn(self) -> None:
+        seen, took_s = np.array([self._steps, self._reads, self._tokens], float), self._took_s
+        usual_s = took_s
+        if self.plain_s:
+            usual_s = float(seen @ (self.plain_s, self.fixed_s, self.token_s))
+            took_s = min(took_s, _BLOCK_MAX * usual_s)
+        seen /= usual_s
+        self._squares = _KEEP * self._squares + np.outer(seen, seen)
+        self._products = _KEEP * self._products + seen * took_s / usual_s
+        squares = self._squares.copy()
+        # What a token takes shows where steps that read differ in theirs; else it counts for
+        # nothing of its own. The same for reading at all.
+        weight = 0.01 * squares[0, 0] / _BLOCK**2
+        squares[1, 1] += weight
+        squares[2, 2] += weight * max(1.0, squares[0, 2] / (squares[0, 1] or 1.0)) ** 2
+        plain_s, fixed_s, token_s = np.linalg.solve(squares, self._products).tolist()
+        if token_s < 0:
+            token_s = 0.0
+            plain_s, fixed_s = np.linalg.solve(squares[:2, :2], self._products[:2]).tolist()
+        self.plain_s, self.fixed_s, self.token_s = max(plain_s, 0.0), max(fixed_s, 0.0), token_s
 
 
 class Admission:
@@ -125,8 +141,8 @@ class Admission:
         steps = self.steps
         if steps.running < 2 or steps.fixed_s < _WORTH * steps.plain_s:
             return 0.0
-        best_s = math.sqrt(2 * steps.running * steps.fixed_s * self._gap_s)
-        window_s = min(best_s, LONGEST_S)
+        least_s = math.sqrt(2 * steps.running * steps.fixed_s * self._gap_s)
+        window_s = min(_PART * least_s, LONGEST_S)
         return window_s if window_s > 2 * self._gap_s else 0.0
 
     async def add(self, request: Any) -> None:
@@ -175,11 +191,13 @@ class Admission:
 
 
 def admit_in_groups(engine: Any) -> Admission | None:
-    """Put an `Admission` before an ``AsyncLLM``'s core; not where there are several, and not where
-    it only reads."""
+    """Put an `Admission` before an ``AsyncLLM``'s core where steps that read a prompt have a
+    routine of their own, as beside CUDA graphs of whole steps; not where there are several cores,
+    and not where they only read."""
     config = engine.vllm_config
     if (
-        config.parallel_config.data_parallel_size > 1
+        not config.compilation_config.cudagraph_mode.separate_routine()
+        or config.parallel_config.data_parallel_size > 1
         or config.model_config.runner_type == "pooling"
     ):
         return None

@@ -5,6 +5,7 @@ Serve reads these variables when it is imported, in every process: they must be 
 ``ray start`` (or ``serve run`` on a fresh machine), on every node. ``cluster.yaml`` carries them.
 """
 
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -31,6 +32,13 @@ def slow_clients(headers_s: int, silence_s: int) -> dict[str, str]:
     }
 
 
+def batch_haproxy() -> dict[str, str]:
+    """The variable by which Serve starts HAProxy as a batch process (`haproxy`), if this
+    installation has the command for that."""
+    command = Path(sysconfig.get_path("scripts"), "twinpath-haproxy")
+    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(command)} if command.exists() else {}
+
+
 #: Variable → value.
 FAST_PATH: dict[str, str] = {
     "RAY_SERVE_ENABLE_HA_PROXY": "1",
@@ -45,6 +53,7 @@ FAST_PATH: dict[str, str] = {
     # One in a thousand requests is logged to syslog, not each.
     "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000",
     **slow_clients(HEADERS_S, SILENCE_S),
+    **batch_haproxy(),
     # Ray runs workers at niceness 15, behind everything else on the machine.
     "RAY_worker_niceness": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
