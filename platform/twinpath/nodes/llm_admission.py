@@ -23,6 +23,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.optimize import nnls
 
 #: No request is held longer, seconds.
 LONGEST_S = 0.05
@@ -38,17 +39,18 @@ _PART = 0.5
 #: Steps that are looked at together: an engine that prepares one step during another shows a part
 #: of what reading takes in the step before or after.
 _BLOCK = 8
-#: What of the blocks so far counts beside a new one: some fifty count.
-_KEEP = 0.98
-#: A block counts for no more than so many of the usual: a stall says little.
-_BLOCK_MAX = 3
+#: Blocks that are remembered.
+_BLOCKS = 50
+#: What speaks against a figure that the blocks do not show, beside them.
+_SLIGHT = 0.1
 
 
 class StepTimes:
     """What steps of an engine take, from when they end: seconds.
 
     A linear regression of the time of _BLOCK steps on how many of them read a prompt and how many
-    tokens those read, by least squares with forgetting; errors count as parts of the time.
+    tokens those read, over the last blocks: least squares of parts of the time, so that a stall
+    says little, and without negative figures (Lawson and Hanson 1974, `scipy.optimize.nnls`).
     """
 
     def __init__(self) -> None:
@@ -58,19 +60,20 @@ class StepTimes:
         self._ended_s = -math.inf
         self._steps = self._reads = self._tokens = 0
         self._took_s = 0.0
-        self._squares, self._products = np.zeros((3, 3)), np.zeros(3)
+        self._blocks: deque[tuple[float, float, float]] = deque(maxlen=_BLOCKS)
 
     def saw(self, at_s: float, running: int, read: int) -> None:
         """A step ended at ``at_s`` with a token for sequences of which so many go on; it read so
         many tokens of prompts that gave their first one."""
         if running > 1 and self.running > 1:
-            if self._steps == _BLOCK:
-                self._learn()
-                self._forget_block()
             self._steps += 1
             self._reads += read > 0
             self._tokens += read
             self._took_s += at_s - self._ended_s
+            if self._steps == _BLOCK:
+                if self._took_s > 0:
+                    self._learn()
+                self._forget_block()
         else:
             self._forget_block()
         self._ended_s, self.running = at_s, running
@@ -80,25 +83,17 @@ class StepTimes:
         self._took_s = 0.0
 
     def _learn(self) -> None:
-        seen, took_s = np.array([self._steps, self._reads, self._tokens], float), self._took_s
-        usual_s = took_s
-        if self.plain_s:
-            usual_s = float(seen @ (self.plain_s, self.fixed_s, self.token_s))
-            took_s = min(took_s, _BLOCK_MAX * usual_s)
-        seen /= usual_s
-        self._squares = _KEEP * self._squares + np.outer(seen, seen)
-        self._products = _KEEP * self._products + seen * took_s / usual_s
-        squares = self._squares.copy()
+        took_s = self._took_s
+        self._blocks.append((self._steps / took_s, self._reads / took_s, self._tokens / took_s))
+        blocks = np.array(self._blocks)
+        steps, reads, tokens = blocks.sum(axis=0)
         # What a token takes shows where steps that read differ in theirs; else it counts for
         # nothing of its own. The same for reading at all.
-        weight = 0.01 * squares[0, 0] / _BLOCK**2
-        squares[1, 1] += weight
-        squares[2, 2] += weight * max(1.0, squares[0, 2] / (squares[0, 1] or 1.0)) ** 2
-        plain_s, fixed_s, token_s = np.linalg.solve(squares, self._products).tolist()
-        if token_s < 0:
-            token_s = 0.0
-            plain_s, fixed_s = np.linalg.solve(squares[:2, :2], self._products[:2]).tolist()
-        self.plain_s, self.fixed_s, self.token_s = max(plain_s, 0.0), max(fixed_s, 0.0), token_s
+        slight = _SLIGHT * steps / math.sqrt(len(blocks)) / _BLOCK
+        against = [(0, slight, 0), (0, 0, slight * max(1.0, tokens / max(reads, 1e-9)))]
+        aims = [1.0] * len(blocks) + [0.0, 0.0]
+        found, _ = nnls(np.vstack((blocks, against)), aims, maxiter=100)
+        self.plain_s, self.fixed_s, self.token_s = found.tolist()
 
 
 class Admission:

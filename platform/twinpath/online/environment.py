@@ -5,6 +5,7 @@ Serve reads these variables when it is imported, in every process: they must be 
 ``ray start`` (or ``serve run`` on a fresh machine), on every node. ``cluster.yaml`` carries them.
 """
 
+import os
 import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,10 +34,15 @@ def slow_clients(headers_s: int, silence_s: int) -> dict[str, str]:
 
 
 def batch_haproxy() -> dict[str, str]:
-    """The variable by which Serve starts HAProxy as a batch process (`haproxy`), if this
-    installation has the command for that."""
+    """The variable by which Serve starts HAProxy as a batch process (`haproxy`). None where this
+    installation has no command for that, since Serve would have no HAProxy then, or where the
+    environment names another one."""
+    name = "RAY_SERVE_HAPROXY_BINARY_PATH"
     command = Path(sysconfig.get_path("scripts"), "twinpath-haproxy")
-    return {"RAY_SERVE_HAPROXY_BINARY_PATH": str(command)} if command.exists() else {}
+    if not (command.is_file() and os.access(command, os.X_OK)):
+        return {}
+    given = os.environ.get(name) or str(command)
+    return {name: str(command)} if Path(given).name == command.name else {}
 
 
 #: Variable → value.

@@ -235,10 +235,14 @@ class ServeSession:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of this session and what these have started, this one excepted."""
-        every = [process for process in psutil.process_iter() if process.pid != os.getpid()]
         found, children = {}, collections.defaultdict(list)
-        for process in every:
+        # `psutil.process_iter` remembers those of its last call, also where another process has
+        # their number by now.
+        for pid in psutil.pids():
+            if pid == os.getpid():
+                continue
             with contextlib.suppress(psutil.Error, OSError):
+                process = psutil.Process(pid)
                 children[process.ppid()].append(process)
                 if _carries(process, self._marks):
                     found[process.pid] = process
