@@ -100,8 +100,8 @@ def _family(process: "subprocess.Popen[bytes]") -> list[psutil.Process]:
 
 def _session(leader: int) -> list[psutil.Process]:
     found = []
-    for each in psutil.process_iter():
+    for pid in psutil.pids():
         with contextlib.suppress(psutil.Error, OSError):
-            if os.getsid(each.pid) == leader:
-                found.append(each)
+            if os.getsid(pid) == leader:
+                found.append(psutil.Process(pid))
     return found

@@ -29,7 +29,6 @@ from twinpath.graph.streaming import StreamingExecutor
 from twinpath.nodes import llm_frontend
 from twinpath.nodes.llm import LLM, Classify, Embed, sampling_params
 from twinpath.nodes.llm_admission import admit_in_groups
-from twinpath.nodes.llm_frontend import first_tokens_first
 from twinpath.nodes.llm_memory import GIB, plan_node
 from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.app import GraphApp, graph_app
@@ -257,7 +256,7 @@ def test_requests_that_are_held_answer_alike_and_can_be_left(
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     admission = admit_in_groups(llm.engine)
     assert admission is not None
-    first_tokens_first(llm.engine, admission.saw)
+    llm_frontend.first_tokens_first(llm.engine, admission.saw)
     prompts = models.prompts(60, seed=4)
 
     async def ask() -> tuple[list[str], int, int]:

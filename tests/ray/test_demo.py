@@ -19,11 +19,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def session_processes(marker: str) -> list[psutil.Process]:
     found = []
-    for process in psutil.process_iter():
+    for pid in psutil.pids():
         try:
             # Raw: a process that sets its title overwrites the start of the block with NULs.
-            if f"{MARKER}={marker}".encode() in Path(f"/proc/{process.pid}/environ").read_bytes():
-                found.append(process)
+            if f"{MARKER}={marker}".encode() in Path(f"/proc/{pid}/environ").read_bytes():
+                found.append(psutil.Process(pid))
         except (psutil.Error, OSError):
             continue
     return found

