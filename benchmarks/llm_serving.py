@@ -36,7 +36,7 @@ REQUESTS = {1: 30, 8: 10, 32: 10}
 #: How often both servers are started: two processes of the same code differ from each other.
 STARTS = 3
 #: Clients that wait for one answer before they ask again load the faster server more. For times at
-#: equal load they also ask at this part of the rate that ``vllm serve`` answered at.
+#: equal load requests also come at this part of the rate that ``vllm serve`` answered at.
 PACE = 0.9
 #: Lengths of answers, tokens. Streams of one length would all end and begin together, and the time
 #: to the first token would say how many others were ahead by chance.
@@ -133,27 +133,35 @@ def _both(model: Path) -> Iterator[dict[str, Served]]:
 
 
 async def _turn(url: str, streams: int, requests: int, period_s: float = 0.0) -> Turn:
-    """Clients that each send one request after the other, not more often than each ``period_s``."""
+    """Clients that each send one request after the other; or, with a period, requests that come at
+    that rate whether or not those before are answered."""
     host, port = url.removeprefix("http://").split(":")
     texts = prompts(streams * requests)
     first: list[float] = []
     between: list[float] = []
     tokens = 0
 
-    async def client(number: int) -> None:
+    async def request(index: int) -> None:
         nonlocal tokens
+        length = LENGTHS[index * 29 % len(LENGTHS)]
+        arrivals = await _stream(host, int(port), texts[index], length)
+        first.append(arrivals[1] - arrivals[0])
+        between.extend(np.diff(arrivals[1:]))
+        tokens += length
+
+    async def client(number: int) -> None:
         for position in range(requests):
-            index = number * requests + position
-            due_s = began_s + period_s * (position + number / streams)
-            await asyncio.sleep(due_s - time.perf_counter())
-            length = LENGTHS[index * 29 % len(LENGTHS)]
-            arrivals = await _stream(host, int(port), texts[index], length)
-            first.append(arrivals[1] - arrivals[0])
-            between.extend(np.diff(arrivals[1:]))
-            tokens += length
+            await request(number * requests + position)
+
+    async def arrival(index: int) -> None:
+        await asyncio.sleep(began_s + period_s / streams * index - time.perf_counter())
+        await request(index)
 
     began_s = time.perf_counter()
-    await asyncio.gather(*(client(number) for number in range(streams)))
+    if period_s:
+        await asyncio.gather(*(arrival(index) for index in range(streams * requests)))
+    else:
+        await asyncio.gather(*(client(number) for number in range(streams)))
     took_s = time.perf_counter() - began_s
     return Turn(
         tokens / took_s,
