@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from safetensors.torch import load_file
 
 from llm import models
 from llm.conftest import ENGINE, ENVIRONMENT, ON_GPU
-from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLaterError
+from twinpath.errors import ConfigError, InputError, MemoryPlanError, RetryLaterError, TwinpathError
 from twinpath.graph.columns import ROW_ERROR, Columns
 from twinpath.graph.placement import Batch
 from twinpath.graph.streaming import StreamingExecutor
@@ -39,6 +40,8 @@ from twinpath.online.frontend import Exchange
 from twinpath.online.gateway.args import GatewayArgs, LimitArgs
 from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.lean import LeanProtocol
+from twinpath.online.oip_service import OipService, status_of
+from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 
@@ -479,7 +482,7 @@ def test_the_gateway_guards_the_openai_api_and_counts_tokens(
     assert all(answer.headers["x-request-id"] for answer in answers)
 
 
-ROW = {"prompt": "how late is my flight", "budget": 20}
+ROW: dict[str, Any] = {"prompt": "how late is my flight", "budget": 20}
 #: The graph's own endpoints, and a body of one row for each.
 OWN_ENDPOINTS: dict[str, Any] = {
     "/chat/predict": {"rows": [ROW]},
@@ -491,6 +494,13 @@ OWN_ENDPOINTS: dict[str, Any] = {
     },
     "/v2/models/chat/generate_stream": ROW,
 }
+
+
+async def cost_of_row(executor: StreamingExecutor) -> int:
+    """The tokens that the OpenAI API counts for ROW."""
+    async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
+        same = await client.post("/v1/completions", json=asked(max_tokens=ROW["budget"]))
+    return int(same.json()["usage"]["total_tokens"])
 
 
 @pytest.mark.parametrize("path", OWN_ENDPOINTS)
@@ -508,13 +518,30 @@ def test_rows_of_the_graphs_own_endpoints_cost_the_tokens_that_the_openai_api_co
                 (await client.post(path, json=OWN_ENDPOINTS[path])).status_code for _ in range(2)
             ]
 
-    async def calls() -> tuple[list[int], list[int]]:
-        async with served(executor) as url, httpx.AsyncClient(base_url=url, timeout=60) as client:
-            same = await client.post("/v1/completions", json=asked(max_tokens=20))
-        cost = same.json()["usage"]["total_tokens"]
-        return await spend(cost), await spend(cost + 1)
+    cost = loop.run(cost_of_row(executor))
+    assert loop.run(spend(cost)) == [200, 429]
+    assert loop.run(spend(cost + 1)) == [200, 200]
 
-    assert loop.run(calls()) == ([200, 429], [200, 200])
+
+def test_rows_that_come_over_grpc_cost_the_same(executor: StreamingExecutor, loop: asyncio.Runner):
+    message = pb.ModelInferRequest(model_name="chat")
+    prompt = message.inputs.add(name="prompt", datatype="BYTES", shape=[1])
+    prompt.contents.bytes_contents.append(ROW["prompt"].encode())
+    budget = message.inputs.add(name="budget", datatype="INT64", shape=[1])
+    budget.contents.int64_contents.append(ROW["budget"])
+
+    async def spend(tokens: int) -> None:
+        """Two calls, where so many tokens are allowed."""
+        gateway = GatewayArgs(limits=LimitArgs(tokens=f"{tokens}/day"))
+        service = OipService(whole_app(executor, gateway).frontend)
+        for _ in range(2):
+            await service.infer(message, service.ask("ModelInfer", (), "", None, 0))
+
+    cost = loop.run(cost_of_row(executor))
+    with pytest.raises(TwinpathError) as refused:
+        loop.run(spend(cost))
+    assert status_of(refused.value) == grpc.StatusCode.RESOURCE_EXHAUSTED
+    loop.run(spend(cost + 1))
 
 
 def test_a_stream_that_is_left_costs_what_was_written(

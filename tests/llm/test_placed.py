@@ -30,6 +30,7 @@ from llm.leaving import (
 )
 from llm.test_served import engines, events, is_of, many_streams, until, written
 from llm.test_support import KNOWN, STRANGE
+from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.session import ServeSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -301,3 +302,22 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
     _, left = psutil.wait_procs(of_first, timeout=30)
     assert left == [], "its engine's processes are gone"
     until(lambda: len(of_chat(session)) == 2 and of_chat(session) != before, 120, "another one")
+
+
+def test_tokens_of_placed_engines_are_charged(session, tmp_path):
+    """The last one: callers need keys from here on."""
+    asked = {"/v1/completions": chat("hello"), "/predict": {"rows": [{"prompt": "hello"}]}}
+    keys = {path: new_key(f"caller {number}", ("chat",)) for number, path in enumerate(asked)}
+    write_keys(tmp_path / "keys", [record for _, record in keys.values()])
+    config = session.folder / "config.yaml"
+    document = yaml.safe_load(config.read_text())
+    [args] = [each["args"] for each in document["applications"] if each["name"] == "chat"]
+    args["gateway"] = {"api_keys": str(tmp_path / "keys"), "limits": {"tokens": "1/day"}}
+    config.write_text(yaml.safe_dump(document))
+    session.deploy(config, timeout_s=300)
+    with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
+        until(lambda: client.get("/v1/models").status_code == 401, 60, "the gateway is there")
+        for path, body in asked.items():
+            known = {"Authorization": f"Bearer {keys[path][0]}"}
+            found = [client.post(path, json=body, headers=known).status_code for _ in range(2)]
+            assert found == [200, 429], path
