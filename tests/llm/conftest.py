@@ -27,8 +27,13 @@ ENGINE = {
     "max_model_len": 256, "max_num_seqs": 128, "enforce_eager": True, "dtype": "float32",
     "seed": 0, **GPU_SHARE,
 }  # fmt: skip
+#: Random weights would write blanks for ever.
+STRUCTURED = {"backend": "xgrammar", "disable_any_whitespace": True}
 #: Of those that are served, and of `vllm serve` beside them.
-SERVED = {**ENGINE, "max_model_len": 512, "max_num_seqs": 64, "served_model_name": "tiny"}
+SERVED = {
+    **ENGINE, "max_model_len": 512, "max_num_seqs": 64, "served_model_name": "tiny",
+    "structured_outputs_config": STRUCTURED,
+}  # fmt: skip
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
@@ -75,8 +80,7 @@ def executor(llama: Path, lora: Path) -> Iterator[StreamingExecutor]:
         sampling={"temperature": 0.0}, environment=ENVIRONMENT,
         engine={
             **ENGINE, "enable_prefix_caching": True, "served_model_name": "tiny",
-            # Random weights would write blanks for ever.
-            "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
+            "structured_outputs_config": STRUCTURED,
         },
         openai={"enable_auto_tool_choice": True, "tool_call_parser": "hermes"},
     )  # fmt: skip

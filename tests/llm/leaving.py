@@ -55,6 +55,22 @@ def nothing_is_left(session: ServeSession) -> bool:
     return all(set(vllm_counts(session, name).values()) == {0} for name in names)
 
 
+async def hang_up_on_streams(session: ServeSession) -> int:
+    """Ask for a hundred streams and hang up on each at its first event; the tokens that would be
+    written for clients who stay."""
+    clients, choices = 100, 2
+
+    async def hang_up(client: httpx.AsyncClient, number: int) -> None:
+        body = long_answer(number, n=choices, stream=True)
+        async with client.stream("POST", "/v1/completions", json=body, timeout=120) as answer:
+            assert answer.status_code == 200
+            await anext(answer.aiter_lines())
+
+    async with httpx.AsyncClient(base_url=f"{session.url}/chat") as client:
+        await asyncio.gather(*(hang_up(client, number) for number in range(clients)))
+    return clients * choices * LENGTH
+
+
 async def hang_up_on_whole_answers(session: ServeSession) -> None:
     """Ask for answers that come in one piece, and hang up while they are made."""
 

@@ -22,7 +22,14 @@ import yaml
 
 from llm import models
 from llm.conftest import ENVIRONMENT, GPU_SHARE, GPUS, SERVED
-from llm.leaving import OFTEN, WHOLE, hang_up_on_whole_answers, nothing_is_left, tokens_written
+from llm.leaving import (
+    OFTEN,
+    WHOLE,
+    hang_up_on_streams,
+    hang_up_on_whole_answers,
+    nothing_is_left,
+    tokens_written,
+)
 from twinpath.online.session import ServeSession, free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -76,7 +83,8 @@ def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[s
     command += ["--host", "127.0.0.1", "--port", str(port)]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
-        command += [flag] if value is True else [flag, str(value)]
+        text = json.dumps(value) if isinstance(value, dict) else str(value)
+        command += [flag] if value is True else [flag, text]
     log = folder / "vllm-serve.log"
     with log.open("wb") as sink:
         server = subprocess.Popen(
@@ -205,7 +213,8 @@ def test_events_of_a_stream_have_the_schema_and_the_text_of_vllm_serve(
 ):
     def body(prompt: str) -> dict[str, Any]:
         made = BODIES[path](prompt) | {"stream": True}
-        made.pop("logprobs", None), made.pop("top_logprobs", None)
+        if path == "/v1/completions":
+            made.pop("logprobs")  # tokens are its keys
         if path.endswith("completions"):
             made["stream_options"] = {"include_usage": True, "continuous_usage_stats": False}
         return made
@@ -222,7 +231,11 @@ def test_events_of_a_stream_have_the_schema_and_the_text_of_vllm_serve(
             for event in stream:
                 kind = event.get("type", "") if isinstance(event, dict) else ""
                 seen.update(shapes(shared(event), kind))
+        for seen, answer in zip(kinds, (ours, peers), strict=True):
+            seen.update((n, "") for n in answer.text.splitlines() if n.startswith("event: "))
         assert written(found) == written(wanted)
+        assert close(chances(found), chances(wanted))
+        assert bool(chances(found)) == (path == "/v1/chat/completions")
         assert close(shared(found[-2:]), shared(wanted[-2:]))
     assert kinds[0] == kinds[1]
 
@@ -239,6 +252,61 @@ def written(stream: list[Any]) -> str:
             parts.append(event["delta"])
         if event.get("type") == "content_block_delta":
             parts.append(event["delta"].get("text"))
+    return "".join(part or "" for part in parts)
+
+
+def chances(stream: list[Any]) -> list[Any]:
+    """The log probabilities in a chat's events."""
+    choices = [c for event in stream if isinstance(event, dict) for c in event.get("choices", [])]
+    return [e for c in choices if c.get("logprobs") for e in c["logprobs"].get("content", [])]
+
+
+GATES = ["A1", "B2", "C3"]
+GATE = {"type": "object", "properties": {"gate": {"enum": GATES}}, "required": ["gate"]}
+#: Of a chat: what it has to be, and what of its message is that.
+FORMS: dict[str, dict[str, Any]] = {
+    "tool": {
+        "tools": [{"type": "function", "function": {"name": "board", "parameters": GATE}}],
+        "tool_choice": {"type": "function", "function": {"name": "board"}},
+    },
+    "schema": {
+        "response_format": {
+            "type": "json_schema", "json_schema": {"name": "gate", "schema": GATE},
+        },
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_tools_and_schemas_are_filled_as_by_vllm_serve(
+    session: ServeSession, reference: str, form: str
+):
+    whole = [chat(prompt, max_tokens=64, temperature=0) | FORMS[form] for prompt in PROMPTS[:40]]
+    path = "/v1/chat/completions"
+    mine, theirs = both(session, reference, path, whole)
+    streams, others = both(session, reference, path, [body | {"stream": True} for body in whole])
+    for ours, peers, stream, other in zip(mine, theirs, streams, others, strict=True):
+        assert ours.status_code == stream.status_code == 200, ours.text
+        assert shared(ours.json()) == shared(peers.json())
+        message = ours.json()["choices"][0]["message"]
+        found = message["content"]
+        if form == "tool":
+            [call] = message["tool_calls"]
+            assert call["function"]["name"] == "board"
+            found = call["function"]["arguments"]
+        assert json.loads(found)["gate"] in GATES
+        assert filled(stream.text) == filled(other.text) == found
+
+
+def filled(text: str) -> str:
+    """The content, or the arguments of a tool, that a chat's events bring."""
+    parts = []
+    for event in events(text)[:-1]:
+        for choice in event["choices"]:
+            delta = choice["delta"]
+            parts.append(delta.get("content"))
+            for call in delta.get("tool_calls") or ():
+                parts.append(call["function"].get("arguments"))
     return "".join(part or "" for part in parts)
 
 
@@ -323,6 +391,13 @@ def numbers(value: Any) -> list[float]:
     if isinstance(value, list):
         return [number for each in value for number in numbers(each)]
     return [float(value)] if isinstance(value, int | float) else []
+
+
+def test_a_hundred_clients_that_hang_up_leave_nothing_to_write(session: ServeSession):
+    before = tokens_written(session)
+    whole = asyncio.run(hang_up_on_streams(session))
+    assert 0 < tokens_written(session) - before < whole / 2
+    assert nothing_is_left(session)
 
 
 def test_clients_that_hang_up_on_a_whole_answer_leave_nothing_to_write(session: ServeSession):

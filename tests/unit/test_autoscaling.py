@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from twinpath import Replicas
+from twinpath.nodes.llm_load import EngineLoad
 from twinpath.online.autoscaling import (
     KV_USE,
     LOAD,
@@ -115,3 +116,21 @@ def test_the_policy_runs_as_the_controller_runs_it_and_adds_both_queues():
 
     assert policy(context({"a": 21.0, "b": 14.0}, 6.0))[0] == 5
     assert policy(context({}, 0.0))[0] == 0
+
+
+def test_replicas_with_an_engine_report_its_sequences_and_the_use_of_its_cache():
+    pytest.importorskip("ray.serve")
+    from twinpath.online.replicas import Ingress, PlacedNode
+
+    load = EngineLoad()
+    load.kv_use = 0.25
+    engine = SimpleNamespace(sequences=lambda: 40, load=load)
+    batcher = SimpleNamespace(queued_rows=3, running_rows=2)
+    report: Any = Ingress.record_autoscaling_stats
+    assert report(SimpleNamespace(_batcher=batcher, _engine=engine)) == {LOAD: 43, KV_USE: 0.25}
+    assert report(SimpleNamespace(_batcher=batcher, _engine=None)) == {LOAD: 5}
+    report = PlacedNode.record_autoscaling_stats
+    placed = SimpleNamespace(_batcher=batcher, _runner=SimpleNamespace(node=engine))
+    assert report(placed) == {LOAD: 43, KV_USE: 0.25}
+    placed = SimpleNamespace(_batcher=batcher, _runner=SimpleNamespace(node=object()))
+    assert report(placed) == {LOAD: 5}

@@ -153,6 +153,15 @@ def test_a_cache_of_fixed_size_is_what_a_node_takes_on_a_cpu(tmp_path):
     assert plan_node(Engine("some/name"), 64 * GIB) is None, "not here: nothing can be known"
 
 
+def test_a_cache_whose_size_the_application_sets_is_counted_too(tmp_path, monkeypatch):
+    node = Engine(str(llama(tmp_path)))
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    assert plan_node(node, 64 * GIB).kv_bytes == 2 * GIB, "the node's own comes first"
+    node.environment = {}
+    assert plan_node(node, 64 * GIB).kv_bytes == 4 * GIB
+    assert plan_node(node, 64 * GIB, num_gpus=1).kv_bytes < GIB, "a GPU has no such setting"
+
+
 def test_an_application_whose_engine_cannot_fit_is_refused_when_it_is_built(tmp_path, monkeypatch):
     pytest.importorskip("ray.serve")
     monkeypatch.setattr(llm_memory, "host_bytes", lambda: 8 * GIB)

@@ -15,6 +15,7 @@ Sliding windows and hybrid layers need less than this: it is an upper bound for 
 
 import json
 import math
+import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -275,7 +276,8 @@ def plan_node(
         total_bytes = card_bytes() if num_gpus else host_bytes()
     if total_bytes is None or not (Path(node.model) / "config.json").exists():
         return None
-    space = None if num_gpus else node.environment.get("VLLM_CPU_KVCACHE_SPACE")
+    # The node's own, else that of the application (``runtime_env``) or of the machine.
+    space = None if num_gpus else (os.environ | node.environment).get("VLLM_CPU_KVCACHE_SPACE")
     return plan_memory(
         node.model, total_bytes, engine=node.engine_options, versions=versions,
         sequences=sequences, headroom=headroom,
