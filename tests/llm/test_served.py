@@ -287,19 +287,18 @@ def test_tools_and_schemas_are_filled_as_by_vllm_serve(
     path = "/v1/chat/completions"
     mine, theirs = both(session, reference, path, whole)
     streams, others = both(session, reference, path, [body | {"stream": True} for body in whole])
+    named = set()
     for ours, peers, stream, other in zip(mine, theirs, streams, others, strict=True):
         assert ours.status_code == stream.status_code == 200, ours.text
         assert shared(ours.json()) == shared(peers.json())
+        assert filled(stream.text) == filled(other.text)
         message = ours.json()["choices"][0]["message"]
-        found = message["content"]
-        if form == "tool":
-            [call] = message["tool_calls"]
-            assert call["function"]["name"] == "board"
-            found = call["function"]["arguments"]
-        # vLLM holds arguments to JSON, and a response to its schema.
-        value = json.loads(found)
-        assert form == "tool" or value["gate"] in GATES
-        assert filled(stream.text) == filled(other.text) == found
+        if form == "schema":
+            assert json.loads(message["content"])["gate"] in GATES
+            assert filled(stream.text) == message["content"]
+        # Random weights do not always write a call that vLLM's parser can read.
+        named.update(call["function"]["name"] for call in message.get("tool_calls") or ())
+    assert named == ({"board"} if form == "tool" else set())
 
 
 def filled(text: str) -> str:
