@@ -1,7 +1,7 @@
 """An engine as a node on Serve against ``vllm serve``: the same model, in turns.
 
-Each round loads the one and then the other with the same streams, while the other one is stopped;
-both are started STARTS times, with ``rounds`` of each.
+Each round loads one after the other with the same streams, while the others are stopped; all are
+started STARTS times, with ``rounds`` of each.
 On CPUs the model is tiny, so a step of the engine takes a millisecond or two and everything else
 shows. Part of that is how the engine runs: vLLM starts two processes for it on a CPU, which both
 poll, and the node one, where nothing is bound to cores. So there is a second peer, ``vllm serve``
