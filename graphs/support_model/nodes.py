@@ -2,12 +2,14 @@
 question to the language model, and the answer."""
 
 import json
+from collections.abc import AsyncIterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json
 
 from twinpath import Node
 from twinpath.errors import ConfigError
@@ -162,10 +164,43 @@ class Answer(Node):
 
     def predict(self, columns: Columns) -> Columns:
         """``answered_by`` is ``examples``, ``model`` or ``person``."""
-        rows = [
-            self._known(intent) if verdict is None else self._judged(verdict)
-            for intent, verdict in zip(columns["intent"], columns["verdict"], strict=True)
-        ]
+        return self._columns(
+            [
+                self._known(intent) if verdict is None else self._judged(verdict)
+                for intent, verdict in zip(columns["intent"], columns["verdict"], strict=True)
+            ]
+        )
+
+    async def follow(self, batches: AsyncIterator[Columns]) -> AsyncIterator[Columns]:
+        """The answer to one message as the model writes it: each part has what is new of the
+        reply, the last one the rest, or a person's where the verdict turns out to be none."""
+        text, sent = "", ""
+        async for columns in batches:
+            if columns["verdict"][0] is None:
+                yield self.predict(columns)
+                return
+            text += columns["verdict"][0]
+            begun = self._begun(text)
+            if begun is not None and begun["reply"] != sent:
+                new = begun["reply"][len(sent) :]
+                sent = begun["reply"]
+                yield self._columns([begun | {"reply": new}])
+        last = self._judged(text)
+        if last["answered_by"] == "model":
+            last["reply"] = last["reply"][len(sent) :]
+        yield self._columns([last])
+
+    @staticmethod
+    def _begun(text: str) -> dict[str, Any] | None:
+        """A verdict whose reply may still grow."""
+        try:
+            found = from_json(text, allow_partial="trailing-strings")
+            return Verdict.model_validate(found).model_dump() | {"answered_by": "model"}
+        except ValueError:
+            return None
+
+    @staticmethod
+    def _columns(rows: list[dict[str, Any]]) -> Columns:
         found: Columns = {"urgent": np.array([row["urgent"] for row in rows], dtype=bool)}
         for name in ("intent", "reply", "answered_by"):
             found[name] = np.empty(len(rows), dtype=object)

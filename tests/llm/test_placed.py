@@ -102,6 +102,21 @@ def test_examples_answer_what_is_certain_and_the_model_the_rest_in_its_schema(se
         assert 1 <= len(reply["reply"]) <= REPLY_CHARS
 
 
+def test_a_reply_is_streamed_out_of_the_graphs_last_node(session):
+    whole = dict(zip(MESSAGES, ask(session, MESSAGES), strict=True))
+    for message in (STRANGE[0], STRANGE[1], next(iter(KNOWN))):
+        url = f"{session.url}/support/v2/models/support/generate_stream"
+        answer = httpx.post(url, json={"message": message}, timeout=120)
+        assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
+        parts = events(answer.text)
+        text = "".join(part["reply"] for part in parts)
+        assert parts[-1] | {"reply": text} == whole[message] | {
+            "confidence": parts[-1]["confidence"]
+        }
+        assert parts[-1]["confidence"] == pytest.approx(whole[message]["confidence"], abs=1e-4)
+        assert (len(parts) > 1) == (message in STRANGE)
+
+
 def test_the_same_answers_come_in_process_online_and_from_a_job(session, llama, minilm, tmp_path):
     online = ask(session, MESSAGES)
     graph = support(

@@ -15,6 +15,7 @@ from graphs.support_model.nodes import (
     intents,
     verdict_schema,
 )
+from twinpath.graph.streaming import first_row
 
 #: Messages that are not among the examples, and what they are about.
 KNOWN = {
@@ -82,6 +83,42 @@ def test_a_verdict_that_breaks_off_goes_to_a_person():
     assert answer._judged(tab)["reply"] == "a\tb", "as grammars let models write it"
     for bad in (good[:-3], "", "{}", '{"intent": "seat", "urgent": false, "reply": "x", "y": 1}'):
         assert answer._judged(bad)["answered_by"] == "person"
+
+
+async def replies(*verdicts: str | None) -> list[dict[str, object]]:
+    async def batches():
+        for verdict in verdicts:
+            yield {
+                "intent": np.array(["seat"], dtype=object),
+                "confidence": np.array([0.1], np.float32),
+                "verdict": np.array([verdict], dtype=object),
+            }
+
+    return [first_row(part) async for part in Answer().follow(batches())]
+
+
+async def test_a_reply_comes_as_it_is_written():
+    verdict = json.dumps({"intent": "seat", "urgent": True, "reply": 'By the "window" \u00e9.'})
+    parts = await replies(*verdict)
+    assert "".join(part["reply"] for part in parts) == 'By the "window" \u00e9.'
+    assert len(parts) > 10
+    for part in parts:
+        rest = {"intent": "seat", "urgent": True, "answered_by": "model"}
+        assert part == rest | {"reply": part["reply"]}
+    tab = verdict.replace("window", "win\tdow")
+    assert "".join(part["reply"] for part in await replies(*tab)) == 'By the "win\tdow" \u00e9.'
+
+
+async def test_a_message_that_the_examples_answer_is_one_part():
+    [part] = await replies(None)
+    assert (part["answered_by"], part["intent"]) == ("examples", "seat")
+
+
+async def test_a_verdict_that_breaks_off_while_it_is_told_ends_with_a_person():
+    *begun, last = await replies('{"intent": "seat", "urgent": false, ', '"reply": "By the', " win")
+    assert [part["reply"] for part in begun] == ["By the", " win"]
+    assert (last["answered_by"], last["urgent"]) == ("person", True)
+    assert "colleague" in last["reply"]
 
 
 def test_examples_are_written_once_and_each_intent_has_several():

@@ -3,6 +3,7 @@
 import json
 import struct
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -172,6 +173,53 @@ def test_an_application_whose_engine_cannot_fit_is_refused_when_it_is_built(tmp_
         graph.app({})
     monkeypatch.setattr(llm_memory, "host_bytes", lambda: 64 * GIB)
     assert graph.app({}) is not None
+
+
+def test_what_an_engine_is_told_to_take_of_a_card_leaves_the_headroom(tmp_path):
+    folder = llama(tmp_path)
+
+    def plan(share: float, **more: Any):
+        return plan_memory(folder, 24 * GIB, engine={"gpu_memory_utilization": share}, **more)
+
+    assert plan(0.87).check().share == 0.87
+    with pytest.raises(
+        MemoryPlanError,
+        match=r"utilization=0\.92 gives each of 1 engines 22\.08 GiB of 24\.00 GiB, and 21\.00 GiB "
+        r"can be used with 12\.5% headroom\. 0\.87 leaves that",
+    ):
+        plan(0.92).check()
+    assert plan(0.92, headroom=0.08).fits
+    with pytest.raises(
+        MemoryPlanError, match=r"weights 14\.96 GiB.*gives each of 1 engines 12\.00 GiB"
+    ):
+        plan(0.5).check()
+    with pytest.raises(MemoryPlanError, match=r"2 versions × .* can be used"):
+        plan(0.87, versions=2).check()
+    told = {"gpu_memory_utilization": 0.92, "kv_cache_memory_bytes": GIB}
+    assert plan_memory(folder, 24 * GIB, engine=told).fits, "vLLM looks at the second only"
+
+
+def test_a_part_of_a_card_is_planned_with_those_that_share_it(tmp_path):
+    node = Engine(str(llama(tmp_path)))
+    half = plan_node(node, 80 * GIB, num_gpus=0.5)
+    assert (half.versions, half.share) == (2, 0.875)
+    with pytest.raises(MemoryPlanError, match=r"each of 2 engines 70\.00 GiB.* 0\.43 leaves that"):
+        half.check()
+    node.engine_options["gpu_memory_utilization"] = 0.43
+    assert plan_node(node, 80 * GIB, num_gpus=0.5).check().versions == 2
+    assert plan_node(node, 80 * GIB, num_gpus=1).versions == 1
+    assert plan_node(node, 80 * GIB).share is None, "on a CPU it is of no account"
+
+
+def test_an_engine_with_fewer_gpus_than_ranks_is_refused_when_it_is_built(tmp_path):
+    pytest.importorskip("ray.serve")
+    graph = Graph("ranks", input=Text, output=Text)
+    with graph as row:
+        graph.output(Engine(str(llama(tmp_path))).on(num_gpus=1)(row))
+    step = graph.plan.steps[0]
+    step.node.engine_options |= {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
+    with pytest.raises(ConfigError, match=r"'engine'.* 4 GPUs .*num_gpus=1: give them num_gpus=4"):
+        graph.app({})
 
 
 def test_the_command_prints_the_plan_and_ends_with_1_when_it_does_not_fit(tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from pydantic import BaseModel, Field
 
 from twinpath import Graph, Node, col
-from twinpath.errors import GraphError, InputError, RowFailedError
-from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_step
+from twinpath.errors import GraphError, InputError, NodeContractError, RowFailedError
+from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_steps
 
 
 class Ask(BaseModel):
@@ -47,6 +47,8 @@ class Words(Node):
             for word in columns["loud"][0].split():
                 if word == "LATER":
                     raise InputError("it broke off")
+                if word == "ODD":
+                    raise ValueError("odd")
                 yield {"word": np.array([word], dtype=object)}
                 await asyncio.sleep(0)
         except GeneratorExit:
@@ -58,6 +60,40 @@ def graph(**options):
     made = Graph("words", input=Ask, output=Told)
     with made as row:
         made.output(Words()(Loud()(row), **options))
+    return made
+
+
+class Letters(Node):
+    """Follows words: their letters so far, and how many batches there were."""
+
+    inputs = {"word": "str", "text": "str"}
+    outputs = {"letters": "int64"}
+
+    def predict(self, columns):
+        return {"letters": np.array([len(word or "") for word in columns["word"]])}
+
+    async def follow(self, batches):
+        seen = 0
+        async for columns in batches:
+            assert columns["text"][0], "no text"
+            if columns["word"][0] == "WRONG":
+                raise ValueError("wrong")
+            seen += self.predict(columns)["letters"][0]
+            yield {"letters": np.array([seen])}
+
+
+class Counted(BaseModel):
+    word: str | None
+    letters: int
+
+
+def followed(*, also: bool = False, alone: bool = False, **options):
+    made = Graph("words", input=Ask, output=Counted)
+    with made as row:
+        loud = Loud()(row)
+        words = Words()(loud, **options)
+        other = Letters()(words) if also else loud
+        made.output(Letters()(words) if alone else Letters()(other, words))
     return made
 
 
@@ -82,6 +118,58 @@ async def test_each_part_is_a_whole_output_row(executor):
     assert parts == [{"word": "ONE", "loud": "ONE TWO"}, {"word": "TWO", "loud": "ONE TWO"}]
 
 
+async def parts_of(graph, value):
+    executor = StreamingExecutor(graph.plan)
+    executor.setup()
+    try:
+        return await collect(executor, value)
+    finally:
+        executor.teardown()
+
+
+async def test_a_node_that_follows_gets_each_part_and_writes_its_own():
+    parts = await parts_of(followed(), "one three")
+    assert parts == [{"word": "ONE", "letters": 3}, {"word": "THREE", "letters": 8}]
+
+
+async def test_a_row_that_is_kept_from_the_streaming_node_is_followed_once():
+    some = followed(where=col("loud") != "X", default={"word": "none"})
+    assert await parts_of(some, "x") == [{"word": "none", "letters": 4}]
+    assert await parts_of(some, "y") == [{"word": "Y", "letters": 1}]
+    with pytest.raises(NodeContractError, match="no branch of the graph gave this row"):
+        await parts_of(followed(alone=True, where=col("loud") != "X"), "x")
+
+
+@pytest.mark.parametrize(("word", "error"), [("odd", "'words': V"), ("wrong", "'letters': V")])
+async def test_what_a_node_raises_in_the_middle_is_the_row_s_error(word: str, error: str):
+    with pytest.raises(RowFailedError, match=f"node {error}alueError: {word}"):
+        await parts_of(followed(), f"one {word}")
+    with pytest.raises(InputError, match="it broke off"):
+        await parts_of(followed(), "one later")
+
+
+async def test_who_stops_reading_what_follows_closes_the_streaming_node():
+    Words.closed = False
+    other = StreamingExecutor(followed().plan)
+    other.setup()
+    parts = other.stream(text("one two three"))
+    await anext(parts)
+    await parts.aclose()
+    assert Words.closed
+
+
+async def test_a_condition_that_fails_is_the_row_s_error():
+    with pytest.raises(RowFailedError, match="bad"):
+        await parts_of(followed(where=col("loud") != "X"), "bad")
+    odd = followed(where=col("loud") > 5)
+    with pytest.raises(RowFailedError, match="where="):
+        await parts_of(odd, "one")
+
+
+def test_only_one_reader_of_a_streaming_node_follows_it():
+    assert streaming_steps(followed(also=True).plan) is None
+
+
 async def test_a_row_that_fails_before_the_last_node_raises_its_error(executor):
     with pytest.raises(RowFailedError, match="node 'loud': ValueError: bad"):
         await collect(executor, "bad")
@@ -99,7 +187,7 @@ async def test_several_rows_and_graphs_without_a_streaming_last_node_are_refused
     with pytest.raises(InputError, match="one row can be streamed at a time, got 2"):
         await anext(executor.stream({"text": np.array(["a", "b"], dtype=object)}))
     branch = graph(where=col("loud") != "X", default={"word": "none"})
-    assert streaming_step(branch.plan) is None
+    assert streaming_steps(branch.plan) is None
     other = StreamingExecutor(branch.plan)
     with pytest.raises(GraphError, match="graph 'words' cannot be streamed"):
         await anext(other.stream(text("a")))

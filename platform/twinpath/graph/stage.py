@@ -17,6 +17,7 @@ from twinpath.graph.plan import INPUT, Names, Plan, Step
 from twinpath.graph.runner import NodeRunner
 
 NodeCall = Callable[[Columns], Awaitable[Outcome]]
+NO_BRANCH = "no branch of the graph gave this row an output: check the where= conditions"
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:
@@ -148,8 +149,7 @@ class Executor:
             rows, columns = rows[keep], take(columns, keep)
         lost = set(range(state.n)).difference(rows.tolist(), errors) if len(rows) < state.n else ()
         for row in lost:
-            text = "no branch of the graph gave this row an output: check the where= conditions"
-            errors[row] = RowError(NodeContractError.code, text)
+            errors[row] = RowError(NodeContractError.code, NO_BRANCH)
         return Outcome(state.n, columns, rows, errors, state.nodes_s, state.remarks, state.notes)
 
     def _simply(self, state: State, wanted: Sequence[str]) -> Outcome | None:

@@ -1,33 +1,63 @@
-"""One row's answer as it comes: graphs whose last node has ``stream`` beside ``predict``.
+"""One row's answer as it comes: graphs that end in a node with ``stream`` beside ``predict``, or in
+one that follows such a node.
 
 ``stream(columns)`` of a node is an async generator: it is given one row of the columns that it
 reads, and yields batches of one row of its own columns. What they mean is the node's: for an
 engine, each has the text that is new, and the last one the counts. Notes are of all that was
 streamed so far.
+
+``follow(batches)`` of the node after it is one too: it is given, one by one, batches of one row of
+the columns that it reads, with each part of the node before it; a single one, with that node's
+defaults, for a row that ``where=`` keeps from it.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from twinpath.errors import GraphError, InputError, error_of
+from twinpath.errors import (
+    GraphError,
+    InputError,
+    NodeContractError,
+    RowFailedError,
+    TwinpathError,
+    error_of,
+)
 from twinpath.graph.columns import NOTE, Columns, Outcome, positions, row_count
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
 from twinpath.graph.plan import INPUT, Plan, Step
-from twinpath.graph.stage import Executor, NodeCall
+from twinpath.graph.stage import NO_BRANCH, Executor, NodeCall
 
 StreamCall = Callable[[Columns], AsyncIterator[Columns]]
 
 
-def streaming_step(plan: Plan) -> Step | None:
-    """The node that a graph's answers can be streamed from: the one whose columns are the output,
-    if it has ``stream`` and every row comes to it."""
+class Streaming(NamedTuple):
+    """The node whose parts a graph's answer is made of, and the one that follows it, if any."""
+
+    writer: Step
+    follower: Step | None = None
+
+
+def streaming_steps(plan: Plan) -> Streaming | None:
+    """The last node of a graph, if its columns are the output, every row comes to it, and it has
+    ``stream``, or has ``follow`` and reads from one node that has ``stream``."""
     last = plan.steps[-1]
-    streams = callable(getattr(last.node, "stream", None))
-    whole = plan.results == (last.id,) and not plan.exits and last.where is None
-    return last if streams and whole else None
+    if plan.results != (last.id,) or plan.exits or last.where is not None:
+        return None
+    if _has(last, "stream"):
+        return Streaming(last)
+    writers = [step for step in plan.steps if step.id in last.sources and _has(step, "stream")]
+    if not _has(last, "follow") or last.placement is not None or len(writers) != 1:
+        return None
+    [writer] = writers
+    readers = [step for step in plan.steps if writer.id in step.sources]
+    return Streaming(writer, last) if readers == [last] else None
+
+
+def _has(step: Step, method: str) -> bool:
+    return callable(getattr(step.node, method, None))
 
 
 class StreamingExecutor(Executor):
@@ -49,33 +79,100 @@ class StreamingExecutor(Executor):
         """One validated row → batches of one row of the graph's output columns, with notes.
 
         Raises GraphError for a graph that cannot be streamed, InputError for more than one row,
-        and the error of the row when a node before the last one fails it.
+        and the error of the row when a node fails it.
         """
-        last = streaming_step(self.plan)
-        if last is None:
+        streaming = streaming_steps(self.plan)
+        if streaming is None:
             raise GraphError(
                 f"graph {self.plan.graph_name!r} cannot be streamed: its output has to come from "
-                "one last node that has stream(columns), on every row"
+                "one last node, on every row, that has stream(columns), or that has "
+                "follow(batches) and reads from one node with stream(columns)"
             )
         if row_count(columns) != 1:
             raise InputError(f"one row can be streamed at a time, got {row_count(columns)}")
+        writer, follower = streaming
         state = State(1, {INPUT: input_frame(columns, 1, self.plan.live_input)})
         for step in self.steps:
-            if step is not last:
+            if step is not writer and step is not follower:
                 await self._step(step, state)
+        frame = self._frame(writer, state)
+        if writer.where is not None and not state.errors:
+            frame = self._selected(frame, writer.where, writer.name, state)
         if state.errors:
             raise error_of(state.errors[0].code, state.errors[0].message)
-        sources = [state.frames[source] for source in last.sources]
-        frame = merge(sources, last.id, gap_fill(self.plan, sources))
-        wanted = tuple(self.plan.output_schema.fields)
-        call: Any = self._streams.get(last.name) or self.nodes[last.name].stream
-        async with aclosing(call(self._given(last, frame))) as parts:
+        async with aclosing(self._written(writer, frame, state)) as frames:
+            whole = frames if follower is None else self._followed(follower, writer, frames, state)
+            async with aclosing(whole) as answers:
+                async for answer in answers:
+                    yield self._part(answer, state)
+
+    def _frame(self, step: Step, state: State) -> Frame:
+        """What a step reads from."""
+        sources = [state.frames[source] for source in step.sources]
+        return merge(sources, step.id, gap_fill(self.plan, sources))
+
+    async def _written(
+        self, writer: Step, frame: Frame, state: State
+    ) -> AsyncGenerator[Frame, None]:
+        """The writer's frame with each of its parts, or without its row."""
+        if not len(frame.rows):
+            empty = {name: kind.filled(0) for name, kind in (writer.outputs or {}).items()}
+            yield self._joined(writer, frame, empty)
+            return
+        call: Any = self._streams.get(writer.name) or self.nodes[writer.name].stream
+        async with aclosing(_of(writer, call(self._given(writer, frame)))) as parts:
             async for part in parts:
-                whole = Frame(positions(1), frame.columns | part, {})
-                outcome = Outcome.success(self._output_columns(whole, wanted), 1)
                 noted = {n[len(NOTE) :]: v for n, v in part.items() if n.startswith(NOTE)}
-                outcome.batch_notes = state.notes | {last.name: (positions(1), noted)}
-                yield outcome
+                state.notes[writer.name] = (positions(1), noted)
+                yield self._joined(writer, frame, part)
+
+    @staticmethod
+    def _joined(step: Step, frame: Frame, part: Columns) -> Frame:
+        origins = frame.origins | dict.fromkeys(part, step.id)
+        return Frame(frame.rows, frame.columns | part, origins)
+
+    async def _followed(
+        self, follower: Step, writer: Step, frames: AsyncIterator[Frame], state: State
+    ) -> AsyncGenerator[Frame, None]:
+        """The follower's frame with each of its parts."""
+        read: list[Frame] = []
+
+        async def batches() -> AsyncGenerator[Columns, None]:
+            async for frame in frames:
+                state.frames[writer.id] = frame
+                read[:] = [_arrived(self._frame(follower, state))]
+                yield self._given(follower, read[0])
+
+        call: Any = self.nodes[follower.name].follow
+        async with aclosing(batches()) as given, aclosing(_of(follower, call(given))) as parts:
+            async for part in parts:
+                yield self._joined(follower, read[0], part)
+
+    def _part(self, frame: Frame, state: State) -> Outcome:
+        wanted = tuple(self.plan.output_schema.fields)
+        outcome = Outcome.success(self._output_columns(_arrived(frame), wanted), 1)
+        outcome.batch_notes = dict(state.notes)
+        return outcome
+
+
+async def _of(step: Step, parts: Any) -> AsyncGenerator[Columns, None]:
+    """What a node yields; what it raises, as the row's failure."""
+    try:
+        async with aclosing(parts):
+            async for part in parts:
+                yield part
+    except TwinpathError:
+        raise
+    except Exception as error:
+        text = f"node {step.name!r}: {type(error).__name__}: {error}"
+        raise RowFailedError(text) from error
+
+
+def _arrived(frame: Frame) -> Frame:
+    """The frame. Raises NodeContractError when the row did not come to it."""
+    if not len(frame.rows):
+        raise NodeContractError(NO_BRANCH)
+    return frame
 
 
 def first_row(columns: Columns) -> dict[str, Any]:

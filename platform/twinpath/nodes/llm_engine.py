@@ -14,6 +14,7 @@ from twinpath.nodes.llm_admission import admit_in_groups
 from twinpath.nodes.llm_frontend import count_tokens, first_tokens_first, shorten
 from twinpath.nodes.llm_guard import EngineGuard
 from twinpath.nodes.llm_load import EngineLoad
+from twinpath.nodes.llm_memory import HEADROOM
 
 #: vLLM's executor of a worker in the engine's own process.
 ONE_PROCESS = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
@@ -63,6 +64,7 @@ class EngineNode(Node):
         envs.disable_envs_cache()  # of another engine in this process
         arguments = engine_arguments(self.model, self.engine_options, len(self.loras))
         _spare_a_process(arguments)
+        _leave_headroom(arguments, self.engine_options)
         self._arguments_of_engine = arguments
         self._guard = EngineGuard()
         try:
@@ -173,6 +175,16 @@ def _spare_a_process(arguments: Any) -> None:
     if alone and unbound and not chosen and current_platform.is_cpu():
         # By this name: vLLM takes the short one to be its own default, and changes that.
         arguments.distributed_executor_backend = ONE_PROCESS
+
+
+def _leave_headroom(arguments: Any, options: Mapping[str, Any]) -> None:
+    """On a GPU vLLM takes 92 % of the card where it is not told how much: what a plan keeps free
+    stays free."""
+    from vllm.platforms import current_platform
+
+    told = "gpu_memory_utilization" in options or options.get("kv_cache_memory_bytes")
+    if current_platform.is_cuda_alike() and not told:
+        arguments.gpu_memory_utilization = 1 - HEADROOM
 
 
 def vllm_() -> Any:

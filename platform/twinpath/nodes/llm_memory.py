@@ -86,7 +86,8 @@ class MemoryPlan:
     """What ``versions`` engines on one card need, in bytes, against what it has.
 
     ``kv_bytes`` is what the wanted sequences need; :attr:`spare_tokens` says for how many tokens
-    the rest would do.
+    the rest would do. ``share`` is the part of the card that each engine is told to take
+    (``gpu_memory_utilization``), None where it is not told.
     """
 
     model: str
@@ -100,6 +101,7 @@ class MemoryPlan:
     kv_bytes_per_token: int
     sequences: int
     tokens_per_sequence: int
+    share: float | None = None
 
     @property
     def usable_bytes(self) -> int:
@@ -109,12 +111,20 @@ class MemoryPlan:
     @property
     def needed_bytes(self) -> int:
         """All versions together, on one rank's card."""
-        return self.versions * (self.weights_bytes + self.working_bytes + self.kv_bytes)
+        return self.versions * self._each_bytes
+
+    @property
+    def _each_bytes(self) -> int:
+        return self.weights_bytes + self.working_bytes + self.kv_bytes
 
     @property
     def fits(self) -> bool:
-        """Whether that leaves the headroom free."""
-        return self.needed_bytes <= self.usable_bytes
+        """Whether that, and what the engines are told to take, leaves the headroom free; and
+        whether each engine has enough in what it is told to take."""
+        if self.share is None:
+            return self.needed_bytes <= self.usable_bytes
+        enough = self._each_bytes <= self.share * self.total_bytes
+        return enough and self.versions * self.share <= 1 - self.headroom + 1e-9
 
     @property
     def spare_tokens(self) -> int:
@@ -133,7 +143,7 @@ class MemoryPlan:
         names = (
             "model", "total_bytes", "headroom", "usable_bytes", "versions", "ranks",
             "weights_bytes", "working_bytes", "kv_bytes", "kv_bytes_per_token", "sequences",
-            "tokens_per_sequence", "needed_bytes", "spare_tokens", "utilization", "fits",
+            "tokens_per_sequence", "share", "needed_bytes", "spare_tokens", "utilization", "fits",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
@@ -147,11 +157,26 @@ class MemoryPlan:
             "tokens"
         )
         each = f"{self.versions} versions × ({parts})" if self.versions > 1 else parts
+        limit = f"can be used with {self.headroom:.1%} headroom"
+        if self.needed_bytes > self.usable_bytes:
+            raise MemoryPlanError(
+                f"model {self.model!r} does not fit: {each} make {_gib(self.needed_bytes)}, and "
+                f"{_gib(self.usable_bytes)} of {_gib(self.total_bytes)} {limit}. Use a larger "
+                "tensor_parallel_size, a smaller max_model_len or model, fewer versions at a "
+                "time, or kv_cache_dtype='fp8'"
+            )
+        given = (
+            f"gpu_memory_utilization={self.share} gives each of {self.versions} engines "
+            f"{_gib(int((self.share or 0) * self.total_bytes))} of {_gib(self.total_bytes)}"
+        )
+        if self._each_bytes > (self.share or 0) * self.total_bytes:
+            raise MemoryPlanError(
+                f"model {self.model!r} does not fit: {parts} make {_gib(self._each_bytes)}, and "
+                f"{given}. Up to {self.utilization:.2f} leaves the headroom"
+            )
         raise MemoryPlanError(
-            f"model {self.model!r} does not fit: {each} make {_gib(self.needed_bytes)}, and "
-            f"{_gib(self.usable_bytes)} of {_gib(self.total_bytes)} can be used with "
-            f"{self.headroom:.1%} headroom. Use a larger tensor_parallel_size, a smaller "
-            "max_model_len or model, fewer versions at a time, or kv_cache_dtype='fp8'"
+            f"model {self.model!r} does not fit: {given}, and {_gib(self.usable_bytes)} {limit}. "
+            f"{self.utilization:.2f} leaves that"
         )
 
 
@@ -225,12 +250,14 @@ def plan_memory(
     batched = int(options.get("max_num_batched_tokens") or max(MAX_BATCHED_TOKENS, length))
     at_once = int(options.get("max_num_seqs") or MAX_NUM_SEQS)
     space = options.get("kv_cache_memory_bytes") or kv_space_bytes
+    told = None if space else options.get("gpu_memory_utilization")
     return MemoryPlan(
         model=str(model), total_bytes=int(total_bytes), headroom=headroom, versions=versions,
         ranks=ranks, weights_bytes=shape.weight_bytes(ranks),
         working_bytes=shape.working_bytes(ranks, at_once, batched),
         kv_bytes=max(int(space or 0), sequences * length * per_token),
         kv_bytes_per_token=per_token, sequences=sequences, tokens_per_sequence=length,
+        share=None if told is None else float(told),
     )  # fmt: skip
 
 
@@ -271,7 +298,14 @@ def plan_node(
     num_gpus: float = 0.0,
 ) -> MemoryPlan | None:
     """The plan of an engine node; None where nothing can be known: its model is no local folder,
-    or it runs on a GPU and this machine has none."""
+    or it runs on a GPU and this machine has none. With ``num_gpus`` below 1 it is one of as many
+    engines as Ray puts on a card."""
+    options = dict(node.engine_options)
+    if 0 < num_gpus < 1:
+        versions = max(versions, math.floor(1 / num_gpus + 1e-9))
+        options.setdefault("gpu_memory_utilization", 1 - HEADROOM)  # as its setup does
+    if not num_gpus:
+        options.pop("gpu_memory_utilization", None)  # of the host's memory, and not for the cache
     if total_bytes is None:
         total_bytes = card_bytes() if num_gpus else host_bytes()
     if total_bytes is None or not (Path(node.model) / "config.json").exists():
@@ -279,7 +313,7 @@ def plan_node(
     # The node's own, else that of the application (``runtime_env``) or of the machine.
     space = None if num_gpus else (os.environ | node.environment).get("VLLM_CPU_KVCACHE_SPACE")
     return plan_memory(
-        node.model, total_bytes, engine=node.engine_options, versions=versions,
+        node.model, total_bytes, engine=options, versions=versions,
         sequences=sequences, headroom=headroom,
         kv_space_bytes=int(float(space) * GIB) if space else None,
     )  # fmt: skip

@@ -24,14 +24,14 @@ from twinpath.errors import (
 )
 from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan
-from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_step
+from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_steps
 from twinpath.nodes.llm_usage import tokens_of
 from twinpath.online.gateway.middleware import SPENT
 
 
 def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) -> list[Route]:
     """The route of a graph that can be streamed; none for others."""
-    if streaming_step(plan) is None:
+    if streaming_steps(plan) is None:
         return []
 
     async def generate_stream(request: Request) -> Response:
