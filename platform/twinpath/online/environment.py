@@ -13,6 +13,8 @@ from pathlib import Path
 #: Seconds that a client may take to send the headers of a request, and may be silent in the middle
 #: of anything else; an hour is what Serve gives it, and for headers there is no bound at all.
 HEADERS_S, SILENCE_S = 30, 300
+#: Variable that says how nice Ray's housekeeping is (`housekeeping`); 0 leaves it as it is.
+NICENESS = "TWINPATH_HOUSEKEEPING_NICENESS"
 
 
 def slow_clients(headers_s: int, silence_s: int) -> dict[str, str]:
@@ -60,8 +62,10 @@ FAST_PATH: dict[str, str] = {
     "RAY_SERVE_HAPROXY_LOG_TARGET": "127.0.0.1:514 sample 1:1000",
     **slow_clients(HEADERS_S, SILENCE_S),
     **batch_haproxy(),
-    # Ray runs workers at niceness 15, behind everything else on the machine.
+    # Ray runs workers at niceness 15, behind everything else on the machine. Its own housekeeping
+    # goes behind them instead; see `housekeeping`.
     "RAY_worker_niceness": "0",
+    NICENESS: "10",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
 

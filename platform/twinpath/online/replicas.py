@@ -31,6 +31,7 @@ from twinpath.online.frontend import Frontend
 from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.handles import answers, remote, routes_rows, streamed
+from twinpath.online.housekeeping import put_behind
 from twinpath.online.metrics import GraphMetrics, ray_metric
 from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
@@ -91,6 +92,7 @@ class Ingress(GrpcMethods):
         )
         self._recorders = capture(self._executor.nodes, given.features.capture, plan.graph_name)
         settle()
+        put_behind(os.environ)
 
     async def __serve_build_asgi_app__(self) -> GraphApp:
         """Serve's hook for the ASGI app; called once, after the constructor."""
@@ -261,6 +263,7 @@ class PlacedNode:
         if is_engine(self._runner.node):
             self._side = EngineSide(self._runner.node, graph, _replica())
         settle()
+        put_behind(os.environ)
 
     async def __call__(self, columns: Columns, left_s: float | None = None) -> Outcome:
         """n rows of the columns that the node reads → its own columns that anything reads.
