@@ -3,6 +3,7 @@ question to the language model, and the answer."""
 
 import json
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ from twinpath.graph.columns import Columns
 SIZE = 384
 #: Intent of a message that fits none.
 OTHER = "other"
+#: Control characters to ones of Unicode's private use area, and back.
+_AWAY = {code: 0xE000 + code for code in range(0x20)}
+_BACK = {there: code for code, there in _AWAY.items()}
 
 
 @cache
@@ -193,11 +197,15 @@ class Answer(Node):
     @staticmethod
     def _begun(text: str) -> dict[str, Any] | None:
         """A verdict whose reply may still grow."""
-        try:
-            found = from_json(text, allow_partial="trailing-strings")
-            return Verdict.model_validate(found).model_dump() | {"answered_by": "model"}
-        except ValueError:
-            return None
+        for text_here in (text, text.translate(_AWAY)):  # as it may stand in strings; see _judged
+            with suppress(ValueError):
+                found = from_json(text_here, allow_partial="trailing-strings")
+                verdict = Verdict.model_validate(found).model_dump()
+                return verdict | {
+                    "reply": verdict["reply"].translate(_BACK),
+                    "answered_by": "model",
+                }
+        return None
 
     @staticmethod
     def _columns(rows: list[dict[str, Any]]) -> Columns:

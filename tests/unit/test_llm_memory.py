@@ -195,8 +195,10 @@ def test_what_an_engine_is_told_to_take_of_a_card_leaves_the_headroom(tmp_path):
         plan(0.5).check()
     with pytest.raises(MemoryPlanError, match=r"2 versions × .* can be used"):
         plan(0.87, versions=2).check()
-    told = {"gpu_memory_utilization": 0.92, "kv_cache_memory_bytes": GIB}
-    assert plan_memory(folder, 24 * GIB, engine=told).fits, "vLLM looks at the second only"
+    sized = {"gpu_memory_utilization": 0.5, "kv_cache_memory_bytes": GIB}
+    assert plan_memory(folder, 24 * GIB, engine=sized).fits, "the cache does not come out of it"
+    with pytest.raises(MemoryPlanError, match=r"each of 1 engines 22\.08 GiB"):
+        plan_memory(folder, 24 * GIB, engine=sized | {"gpu_memory_utilization": 0.92}).check()
 
 
 def test_a_part_of_a_card_is_planned_with_those_that_share_it(tmp_path):
@@ -208,7 +210,9 @@ def test_a_part_of_a_card_is_planned_with_those_that_share_it(tmp_path):
     node.engine_options["gpu_memory_utilization"] = 0.43
     assert plan_node(node, 80 * GIB, num_gpus=0.5).check().versions == 2
     assert plan_node(node, 80 * GIB, num_gpus=1).versions == 1
-    assert plan_node(node, 80 * GIB).share is None, "on a CPU it is of no account"
+    assert plan_node(node, 80 * GIB).share is None, "the cache has a size on the CPU"
+    node.environment = {}
+    assert plan_node(node, 80 * GIB).share == 0.43, "and where it has none this is it"
 
 
 def test_an_engine_with_fewer_gpus_than_ranks_is_refused_when_it_is_built(tmp_path):
@@ -218,7 +222,7 @@ def test_an_engine_with_fewer_gpus_than_ranks_is_refused_when_it_is_built(tmp_pa
         graph.output(Engine(str(llama(tmp_path))).on(num_gpus=1)(row))
     step = graph.plan.steps[0]
     step.node.engine_options |= {"tensor_parallel_size": 2, "pipeline_parallel_size": 2}
-    with pytest.raises(ConfigError, match=r"'engine'.* 4 GPUs .*num_gpus=1: give them num_gpus=4"):
+    with pytest.raises(ConfigError, match=r"= 4 runs on .*num_gpus=1: give them num_gpus=4"):
         graph.app({})
 
 

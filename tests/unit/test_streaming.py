@@ -1,6 +1,7 @@
 """Answers as they come, of graphs whose last node streams."""
 
 import asyncio
+import contextlib
 import json
 
 import httpx
@@ -10,6 +11,7 @@ from pydantic import BaseModel, Field
 
 from twinpath import Graph, Node, col
 from twinpath.errors import GraphError, InputError, NodeContractError, RowFailedError
+from twinpath.graph.columns import ROW_ERROR
 from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_steps
 
 
@@ -44,14 +46,14 @@ class Words(Node):
 
     async def stream(self, columns):
         try:
-            for word in columns["loud"][0].split():
+            for number, word in enumerate(columns["loud"][0].split(), 1):
                 if word == "LATER":
                     raise InputError("it broke off")
                 if word == "ODD":
                     raise ValueError("odd")
-                yield {"word": np.array([word], dtype=object)}
+                yield {"word": np.array([word], dtype=object), "__note_tokens": np.array([number])}
                 await asyncio.sleep(0)
-        except GeneratorExit:
+        except (GeneratorExit, asyncio.CancelledError):
             Words.closed = True
             raise
 
@@ -68,18 +70,28 @@ class Letters(Node):
 
     inputs = {"word": "str", "text": "str"}
     outputs = {"letters": "int64"}
+    hasty = False
 
     def predict(self, columns):
         return {"letters": np.array([len(word or "") for word in columns["word"]])}
 
     async def follow(self, batches):
+        if Letters.hasty:
+            yield {"letters": np.array([0])}
         seen = 0
         async for columns in batches:
             assert columns["text"][0], "no text"
             if columns["word"][0] == "WRONG":
                 raise ValueError("wrong")
             seen += self.predict(columns)["letters"][0]
-            yield {"letters": np.array([seen])}
+            if columns["word"][0] == "HELD":
+                continue
+            errors = np.array(["no letters" if seen == 0 else None], dtype=object)
+            yield {
+                "letters": np.array([seen]),
+                ROW_ERROR: errors,
+                "__note_tokens": np.array([seen]),
+            }
 
 
 class Counted(BaseModel):
@@ -146,6 +158,30 @@ async def test_what_a_node_raises_in_the_middle_is_the_row_s_error(word: str, er
         await parts_of(followed(), f"one {word}")
     with pytest.raises(InputError, match="it broke off"):
         await parts_of(followed(), "one later")
+
+
+async def test_a_node_that_follows_is_held_to_its_contract(monkeypatch):
+    nothing = followed(where=col("loud") != "X", default={"word": ""})
+    with pytest.raises(RowFailedError, match="node 'letters': no letters"):
+        await parts_of(nothing, "x")
+    monkeypatch.setattr(Letters, "hasty", True)
+    with pytest.raises(NodeContractError, match="before it had read a batch"):
+        await parts_of(followed(), "one")
+
+
+@pytest.mark.parametrize("value", ["one two", "one held", "held", "one odd"])
+async def test_what_nodes_note_is_told_also_where_no_part_comes(value: str):
+    executor = StreamingExecutor(followed().plan)
+    executor.setup()
+    notes: dict = {}
+    with contextlib.suppress(RowFailedError):
+        async for _ in executor.stream(text(value), notes):
+            pass
+    words = [word for word in value.upper().split() if word != "ODD"]
+    found = {node: noted["tokens"].tolist() for node, (_, noted) in notes.items()}
+    letters = [len("".join(words[: words.index("HELD")] if "HELD" in words else words))]
+    assert found.pop("letters", [0]) == letters
+    assert found == {"words": [len(words)]}
 
 
 async def test_who_stops_reading_what_follows_closes_the_streaming_node():
@@ -227,6 +263,45 @@ async def test_over_http_the_parts_are_events_and_errors_keep_their_status(execu
         ):  # fmt: skip
             answer = await post(body)
             assert (answer.status_code, answer.json()["code"]) == (status, code)
+
+
+async def test_over_http_each_stream_is_charged_and_who_leaves_before_it_began_ends_it():
+    pytest.importorskip("starlette")
+    from twinpath.online.gateway.middleware import SPENT
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    executor = StreamingExecutor(followed().plan)
+    executor.setup()
+    [route] = stream_routes(executor.plan, executor, max_body_bytes=100)
+
+    async def ask(body: dict, leave: bool = False) -> tuple[int, list[int]]:
+        spent: list[int] = []
+        given = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+        sent = []
+
+        async def receive():
+            message = next(given, None)
+            if message is None and not leave:
+                await asyncio.sleep(60)
+            return message or {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http", "method": "POST", "path": route.path, "headers": [],
+            "query_string": b"", SPENT: spent.append, "asgi": {"spec_version": "2.4"},
+        }  # fmt: skip
+        await asyncio.wait_for(route.handle(scope, receive, send), 5)
+        return sent[0]["status"], spent
+
+    assert await ask({"text": "one two"}) == (200, [2 + 6])
+    assert await ask({"text": "held one odd"}) == (200, [2 + 7])
+    assert await ask({"text": "held odd"}) == (422, [1])
+    Words.closed = False
+    status, spent = await ask({"text": "held " * 15}, leave=True)
+    assert (status, Words.closed) == (499, True)
+    assert 1 <= spent[0] < 15
 
 
 def test_a_graph_that_cannot_be_streamed_has_no_route():

@@ -76,7 +76,7 @@ class NodeRunner:
             raise
         except Exception as error:
             return await self._isolate(columns, n, error)
-        outcome = self._checked(result, n)
+        outcome = self.checked(result, n)
         outcome.remarks = remarks
         return outcome
 
@@ -107,7 +107,8 @@ class NodeRunner:
             halves.append(await self.call(part))
         return joined(halves)
 
-    def _checked(self, result: Any, n: int) -> Outcome:
+    def checked(self, result: Any, n: int) -> Outcome:
+        """What the node gave for n rows, held to its contract. Raises NodeContractError."""
         step = self.step
         if not isinstance(result, dict):
             raise NodeContractError(

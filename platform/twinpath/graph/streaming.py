@@ -8,7 +8,8 @@ streamed so far.
 
 ``follow(batches)`` of the node after it is one too: it is given, one by one, batches of one row of
 the columns that it reads, with each part of the node before it; a single one, with that node's
-defaults, for a row that ``where=`` keeps from it.
+defaults, for a row that ``where=`` keeps from it. It has no replicas of its own, and alone reads
+from the node that it follows.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -25,9 +26,10 @@ from twinpath.errors import (
     TwinpathError,
     error_of,
 )
-from twinpath.graph.columns import NOTE, Columns, Outcome, positions, row_count
+from twinpath.graph.columns import Columns, Outcome, Rows, row_count
 from twinpath.graph.frames import Frame, State, gap_fill, input_frame, merge
 from twinpath.graph.plan import INPUT, Plan, Step
+from twinpath.graph.runner import NodeRunner
 from twinpath.graph.stage import NO_BRANCH, Executor, NodeCall
 
 StreamCall = Callable[[Columns], AsyncIterator[Columns]]
@@ -75,8 +77,11 @@ class StreamingExecutor(Executor):
         super().__init__(plan, steps=steps, remotes=remotes, offload_after_ms=offload_after_ms)
         self._streams = dict(streams or {})
 
-    async def stream(self, columns: Columns) -> AsyncIterator[Outcome]:
-        """One validated row → batches of one row of the graph's output columns, with notes.
+    async def stream(
+        self, columns: Columns, notes: dict[str, tuple[Rows, Columns]] | None = None
+    ) -> AsyncIterator[Outcome]:
+        """One validated row → batches of one row of the graph's output columns. ``notes`` gets what
+        nodes note, as they do, also where no part tells of it.
 
         Raises GraphError for a graph that cannot be streamed, InputError for more than one row,
         and the error of the row when a node fails it.
@@ -86,12 +91,14 @@ class StreamingExecutor(Executor):
             raise GraphError(
                 f"graph {self.plan.graph_name!r} cannot be streamed: its output has to come from "
                 "one last node, on every row, that has stream(columns), or that has "
-                "follow(batches) and reads from one node with stream(columns)"
+                "follow(batches), no replicas of its own, and alone reads from one node with "
+                "stream(columns)"
             )
         if row_count(columns) != 1:
             raise InputError(f"one row can be streamed at a time, got {row_count(columns)}")
         writer, follower = streaming
         state = State(1, {INPUT: input_frame(columns, 1, self.plan.live_input)})
+        state.notes = {} if notes is None else notes
         for step in self.steps:
             if step is not writer and step is not follower:
                 await self._step(step, state)
@@ -120,10 +127,8 @@ class StreamingExecutor(Executor):
             yield self._joined(writer, frame, empty)
             return
         call: Any = self._streams.get(writer.name) or self.nodes[writer.name].stream
-        async with aclosing(_of(writer, call(self._given(writer, frame)))) as parts:
+        async with aclosing(_of(writer, call(self._given(writer, frame)), state)) as parts:
             async for part in parts:
-                noted = {n[len(NOTE) :]: v for n, v in part.items() if n.startswith(NOTE)}
-                state.notes[writer.name] = (positions(1), noted)
                 yield self._joined(writer, frame, part)
 
     @staticmethod
@@ -144,8 +149,15 @@ class StreamingExecutor(Executor):
                 yield self._given(follower, read[0])
 
         call: Any = self.nodes[follower.name].follow
-        async with aclosing(batches()) as given, aclosing(_of(follower, call(given))) as parts:
+        async with (
+            aclosing(batches()) as given,
+            aclosing(_of(follower, call(given), state)) as parts,
+        ):
             async for part in parts:
+                if not read:
+                    raise NodeContractError(
+                        f"node {follower.name!r}: follow yielded before it had read a batch"
+                    )
                 yield self._joined(follower, read[0], part)
 
     def _part(self, frame: Frame, state: State) -> Outcome:
@@ -155,12 +167,18 @@ class StreamingExecutor(Executor):
         return outcome
 
 
-async def _of(step: Step, parts: Any) -> AsyncGenerator[Columns, None]:
-    """What a node yields; what it raises, as the row's failure."""
+async def _of(step: Step, parts: Any, state: State) -> AsyncGenerator[Columns, None]:
+    """What a node yields, held to its contract, without its notes; what it raises, and the error
+    that it gives the row, as the row's failure."""
+    runner = NodeRunner(step)
     try:
         async with aclosing(parts):
             async for part in parts:
-                yield part
+                outcome = runner.checked(part, 1)
+                state.notes |= outcome.notes
+                if outcome.errors:
+                    raise error_of(outcome.errors[0].code, outcome.errors[0].message)
+                yield outcome.columns
     except TwinpathError:
         raise
     except Exception as error:

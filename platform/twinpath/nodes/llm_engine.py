@@ -178,12 +178,9 @@ def _spare_a_process(arguments: Any) -> None:
 
 
 def _leave_headroom(arguments: Any, options: Mapping[str, Any]) -> None:
-    """On a GPU vLLM takes 92 % of the card where it is not told how much: what a plan keeps free
-    stays free."""
-    from vllm.platforms import current_platform
-
-    told = "gpu_memory_utilization" in options or options.get("kv_cache_memory_bytes")
-    if current_platform.is_cuda_alike() and not told:
+    """vLLM takes 92 % of the card, or of the host where the cache has no size of its own, and does
+    not start where that is not free: what a plan keeps free stays free."""
+    if "gpu_memory_utilization" not in options:
         arguments.gpu_memory_utilization = 1 - HEADROOM
 
 

@@ -87,7 +87,8 @@ class MemoryPlan:
 
     ``kv_bytes`` is what the wanted sequences need; :attr:`spare_tokens` says for how many tokens
     the rest would do. ``share`` is the part of the card that each engine is told to take
-    (``gpu_memory_utilization``), None where it is not told.
+    (``gpu_memory_utilization``), None where it is not told; ``sized`` says that its cache has a
+    size of its own. Then it only has to find the share free when it starts.
     """
 
     model: str
@@ -102,6 +103,7 @@ class MemoryPlan:
     sequences: int
     tokens_per_sequence: int
     share: float | None = None
+    sized: bool = False
 
     @property
     def usable_bytes(self) -> int:
@@ -123,8 +125,7 @@ class MemoryPlan:
         whether each engine has enough in what it is told to take."""
         if self.share is None:
             return self.needed_bytes <= self.usable_bytes
-        enough = self._each_bytes <= self.share * self.total_bytes
-        return enough and self.versions * self.share <= 1 - self.headroom + 1e-9
+        return not self._too_little and self.versions * self.share <= 1 - self.headroom + 1e-9
 
     @property
     def spare_tokens(self) -> int:
@@ -146,6 +147,12 @@ class MemoryPlan:
             "tokens_per_sequence", "share", "needed_bytes", "spare_tokens", "utilization", "fits",
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def _too_little(self) -> bool:
+        """Whether an engine is told to take less than it needs."""
+        told = self.share is not None and not self.sized
+        return told and self._each_bytes > (self.share or 0) * self.total_bytes
 
     def check(self) -> "MemoryPlan":
         """This plan. Raises MemoryPlanError, with the numbers, when it does not fit."""
@@ -169,7 +176,7 @@ class MemoryPlan:
             f"gpu_memory_utilization={self.share} gives each of {self.versions} engines "
             f"{_gib(int((self.share or 0) * self.total_bytes))} of {_gib(self.total_bytes)}"
         )
-        if self._each_bytes > (self.share or 0) * self.total_bytes:
+        if self._too_little:
             raise MemoryPlanError(
                 f"model {self.model!r} does not fit: {parts} make {_gib(self._each_bytes)}, and "
                 f"{given}. Up to {self.utilization:.2f} leaves the headroom"
@@ -250,14 +257,15 @@ def plan_memory(
     batched = int(options.get("max_num_batched_tokens") or max(MAX_BATCHED_TOKENS, length))
     at_once = int(options.get("max_num_seqs") or MAX_NUM_SEQS)
     space = options.get("kv_cache_memory_bytes") or kv_space_bytes
-    told = None if space else options.get("gpu_memory_utilization")
+    # Of no account on a CPU where the cache has a size.
+    told = None if kv_space_bytes else options.get("gpu_memory_utilization")
     return MemoryPlan(
         model=str(model), total_bytes=int(total_bytes), headroom=headroom, versions=versions,
         ranks=ranks, weights_bytes=shape.weight_bytes(ranks),
         working_bytes=shape.working_bytes(ranks, at_once, batched),
         kv_bytes=max(int(space or 0), sequences * length * per_token),
         kv_bytes_per_token=per_token, sequences=sequences, tokens_per_sequence=length,
-        share=None if told is None else float(told),
+        share=None if told is None else float(told), sized=bool(space),
     )  # fmt: skip
 
 
@@ -299,13 +307,12 @@ def plan_node(
 ) -> MemoryPlan | None:
     """The plan of an engine node; None where nothing can be known: its model is no local folder,
     or it runs on a GPU and this machine has none. With ``num_gpus`` below 1 it is one of as many
-    engines as Ray puts on a card."""
+    engines as Ray puts on a card. Raises ConfigError for fewer GPUs than the engine has ranks."""
     options = dict(node.engine_options)
     if 0 < num_gpus < 1:
         versions = max(versions, math.floor(1 / num_gpus + 1e-9))
         options.setdefault("gpu_memory_utilization", 1 - HEADROOM)  # as its setup does
-    if not num_gpus:
-        options.pop("gpu_memory_utilization", None)  # of the host's memory, and not for the cache
+    _check_ranks(options, num_gpus)
     if total_bytes is None:
         total_bytes = card_bytes() if num_gpus else host_bytes()
     if total_bytes is None or not (Path(node.model) / "config.json").exists():
@@ -317,6 +324,16 @@ def plan_node(
         sequences=sequences, headroom=headroom,
         kv_space_bytes=int(float(space) * GIB) if space else None,
     )  # fmt: skip
+
+
+def _check_ranks(options: Mapping[str, Any], num_gpus: float) -> None:
+    sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
+    ranks = math.prod(int(options.get(size) or 1) for size in sizes)
+    if 0 < num_gpus < ranks and ranks > 1:
+        raise ConfigError(
+            f"an engine with {' × '.join(sizes)} = {ranks} runs on as many GPUs, and the replicas "
+            f"of its node have num_gpus={num_gpus:g}: give them num_gpus={ranks}"
+        )
 
 
 def is_engine(node: object) -> bool:

@@ -5,10 +5,11 @@ an engine in the same task; tasks that it starts inherit it. Rows of a graph are
 and may be computed elsewhere: what each costs goes along with it, as a note.
 """
 
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from twinpath.graph.columns import NOTE, Outcome
+from twinpath.graph.columns import NOTE, Columns, Outcome, Rows
 
 _TOKENS = "tokens"
 #: The column of a node's answer with the tokens that each row cost.
@@ -30,7 +31,12 @@ class Usage:
 
 def tokens_of(outcome: Outcome) -> int:
     """Tokens that the rows of an outcome cost, in all nodes."""
-    noted = [columns for _, columns in outcome.notes.values()]
+    return tokens_noted(outcome.notes)
+
+
+def tokens_noted(notes: Mapping[str, tuple[Rows, Columns]]) -> int:
+    """The same of notes by node."""
+    noted = [columns for _, columns in notes.values()]
     return sum(int(columns[_TOKENS].sum()) for columns in noted if _TOKENS in columns)
 
 

@@ -4,11 +4,10 @@ Annotations must be real objects here: Serve reads the builder's one, and gives 
 when it is a string, so this module has no ``from __future__ import annotations``.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
-from twinpath.errors import ConfigError, MissingExtraError
+from twinpath.errors import MissingExtraError
 from twinpath.graph.graph import Graph
 from twinpath.graph.plan import Plan, Step
 from twinpath.nodes.llm_memory import is_engine, plan_node
@@ -87,15 +86,7 @@ def _check_memory(plan: Plan) -> None:
     one that wants more GPUs than its replicas have."""
     for step in plan.steps:
         if is_engine(step.node):
-            gpus = (step.placement or plan.placement).num_gpus
-            sizes = ("tensor_parallel_size", "pipeline_parallel_size")
-            ranks = math.prod(int(step.node.engine_options.get(size) or 1) for size in sizes)
-            if 0 < gpus < ranks and ranks > 1:
-                raise ConfigError(
-                    f"node {step.name!r}: its engine runs on {ranks} GPUs ({' × '.join(sizes)}), "
-                    f"and its replicas have num_gpus={gpus:g}: give them num_gpus={ranks}"
-                )
-            found = plan_node(step.node, num_gpus=gpus)
+            found = plan_node(step.node, num_gpus=(step.placement or plan.placement).num_gpus)
             if found is not None:
                 found.check()
 

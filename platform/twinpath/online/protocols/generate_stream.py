@@ -6,6 +6,7 @@ out, one for each part of the answer. An error before the first part is an ordin
 status; a later one is an event ``{"error": …}``, as there.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any
@@ -17,16 +18,20 @@ from starlette.routing import Route
 
 from twinpath.errors import (
     BodyTooLargeError,
+    ClientClosedError,
     InputError,
     MalformedBodyError,
     TwinpathError,
     error_of,
 )
-from twinpath.graph.columns import Columns, Outcome
+from twinpath.graph.columns import Columns, Outcome, Rows
 from twinpath.graph.plan import Plan
 from twinpath.graph.streaming import StreamingExecutor, first_row, streaming_steps
-from twinpath.nodes.llm_usage import tokens_of
+from twinpath.nodes.llm_usage import tokens_noted
 from twinpath.online.gateway.middleware import SPENT
+from twinpath.online.leaving import gone
+
+Notes = dict[str, tuple[Rows, Columns]]
 
 
 def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) -> list[Route]:
@@ -35,33 +40,50 @@ def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) 
         return []
 
     async def generate_stream(request: Request) -> Response:
+        spent = request.scope.get(SPENT, lambda tokens: None)
+        notes: Notes = {}
         try:
             columns = _row(plan, await _body(request, max_body_bytes))
-            parts = executor.stream(columns)
-            first = await anext(parts, None)
+            parts = executor.stream(columns, notes)
+            first = await _first(parts, request)
         except TwinpathError as error:
+            spent(tokens_noted(notes))
             return JSONResponse(_error(error), error.http_status)
-        spent = request.scope.get(SPENT, lambda tokens: None)
-        return StreamingResponse(_events(first, parts, spent), media_type="text/event-stream")
+        answer = _events(first, parts, lambda: spent(tokens_noted(notes)))
+        return StreamingResponse(answer, media_type="text/event-stream")
 
     path = f"/v2/models/{plan.graph_name}/generate_stream"
     return [Route(path, generate_stream, methods=["POST"])]
 
 
+async def _first(parts: Any, request: Request) -> Outcome | None:
+    """The first part. Raises ClientClosedError when the caller leaves before."""
+    asking = asyncio.ensure_future(anext(parts, None))
+    leaving = asyncio.ensure_future(gone(request.receive))
+    try:
+        await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            return asking.result()
+    finally:
+        leaving.cancel()
+        if asking.cancel():
+            await asyncio.gather(asking, return_exceptions=True)
+    raise ClientClosedError("the caller left before the first part of the answer")
+
+
 async def _events(
-    first: Outcome | None, parts: Any, spent: Callable[[int], None]
+    first: Outcome | None, parts: Any, ended: Callable[[], None]
 ) -> AsyncIterator[bytes]:
-    part, tokens = first, 0
+    part = first
     try:
         async with aclosing(parts):
             while part is not None:
-                tokens = tokens_of(part)
                 yield _event(first_row(part.columns))
                 part = await anext(parts, None)
     except TwinpathError as error:
         yield _event(_error(error))
     finally:
-        spent(tokens)
+        ended()
 
 
 async def _body(request: Request, limit_bytes: int) -> bytes:
