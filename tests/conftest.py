@@ -5,11 +5,15 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from twinpath.online.session import ServeSession
+
 HERE = Path(__file__).parent
 
 # How long an example takes says nothing on a machine that does other work as well.
 settings.register_profile("busy", deadline=None)
 settings.load_profile("busy")
+# There are many sessions here, and some process of Ray's always wants to be forced.
+ServeSession.patience_s = 1.5
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -46,6 +46,9 @@ class ServeSession:
     TwinpathError when Ray does not start, with the end of its log.
     """
 
+    #: Seconds that its processes have to end when they are asked to.
+    patience_s = 6.0
+
     def __init__(
         self,
         *,
@@ -260,7 +263,7 @@ class ServeSession:
         # A second Ctrl-C must not leave half of them behind.
         with _uninterrupted():
             running: list[psutil.Process] = []
-            for sign, patience_s in ((signal.SIGTERM, 6.0), (signal.SIGKILL, 5.0)):
+            for sign, patience_s in ((signal.SIGTERM, self.patience_s), (signal.SIGKILL, 5.0)):
                 # Those of before too: nothing leads to them once what started them has ended.
                 running = [*{*running, *self.processes()}]
                 for process in running:
