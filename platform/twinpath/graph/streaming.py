@@ -111,7 +111,7 @@ class StreamingExecutor(Executor):
             whole = frames if follower is None else self._followed(follower, writer, frames, state)
             async with aclosing(whole) as answers:
                 async for answer in answers:
-                    yield self._part(answer, state)
+                    yield self._part(answer)
 
     def _frame(self, step: Step, state: State) -> Frame:
         """What a step reads from."""
@@ -160,11 +160,9 @@ class StreamingExecutor(Executor):
                     )
                 yield self._joined(follower, read[0], part)
 
-    def _part(self, frame: Frame, state: State) -> Outcome:
+    def _part(self, frame: Frame) -> Outcome:
         wanted = tuple(self.plan.output_schema.fields)
-        outcome = Outcome.success(self._output_columns(_arrived(frame), wanted), 1)
-        outcome.batch_notes = dict(state.notes)
-        return outcome
+        return Outcome.success(self._output_columns(_arrived(frame), wanted), 1)
 
 
 async def _of(step: Step, parts: Any, state: State) -> AsyncGenerator[Columns, None]:

@@ -43,14 +43,16 @@ def put_behind(env: Mapping[str, str]) -> list[int]:
         _LOG.warning(
             "%s is %r: expected 0 to 19; Ray's processes stay as they are", NICENESS, given
         )
-    if not given.isdigit() or not int(given) or sys.platform != "linux":
+        return []
+    niceness = int(given)
+    if not niceness or sys.platform != "linux":
         return []
     found = []
     with contextlib.suppress(psutil.Error, OSError):
         raylets = [each for each in psutil.Process().parents() if each.name() == "raylet"]
         proxied = env.get("RAY_SERVE_ENABLE_HA_PROXY") != "1"
         for process in housekeeping(raylets[0], proxied=proxied) if raylets else ():
-            if _be_nice(process, int(given)):
+            if _be_nice(process, niceness):
                 found.append(process.pid)
     return found
 
