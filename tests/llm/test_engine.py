@@ -334,6 +334,8 @@ def test_the_plan_counts_the_memory_that_vllm_gives_the_cache(llm: LLM, llama: P
     cache, whole = config.cache_config, 1 << 30
     plan = plan_node(llm, 64 * GIB)
     assert plan is not None
+    # What these tests give it on a GPU, else what the plan leaves of the memory.
+    assert cache.gpu_memory_utilization == ENGINE.get("gpu_memory_utilization", 1 - plan.headroom)
     assert plan.kv_bytes == cache.kv_cache_memory_bytes == whole
     assert plan.kv_bytes_per_token * cache.kv_cache_size_tokens == whole
     assert cache.num_gpu_blocks == whole // (cache.block_size * plan.kv_bytes_per_token)
