@@ -49,10 +49,11 @@ lint: setup  ## formatting, lint, types and import direction
 check: lint  ## lint and the quick tests, in about a minute
 	$(call within,300) $(PYTEST) -q tests/unit -m "not slow and not network" $(ARGS)
 
-# One pytest over everything, so that its closing line counts every test.
+# One pytest over everything, so that its closing line counts every test. INT when it takes too
+# long: pytest then ends what it started, and says what failed until then.
 .PHONY: test
 test: lint  ## lint and every test, notebooks included
-	$(call within,3300) $(PYTEST) --nbmake --nbmake-timeout=300 \
+	timeout --foreground --signal=INT --kill-after=60 3240 $(PYTEST) --nbmake --nbmake-timeout=300 \
 	    tests $(wildcard notebooks) $(ARGS)
 
 .PHONY: bench

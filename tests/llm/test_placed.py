@@ -75,8 +75,7 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
         config = running.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         running.deploy(config, timeout_s=300)
-        for app in ("chat", "support"):
-            running.wait_until_ready(f"/{app}/readyz")
+        running.wait_until_ready("/chat/readyz", "/support/readyz")
         yield running
 
 

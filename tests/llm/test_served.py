@@ -72,8 +72,7 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
         config = running.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         running.deploy(config, timeout_s=300)
-        for name in ("chat", "points"):
-            running.wait_until_ready(f"/{name}/readyz")
+        running.wait_until_ready("/chat/readyz", "/points/readyz")
         yield running
 
 

@@ -20,7 +20,7 @@ ROOT = HERE.parent.parent
 HOMES = ROOT / ".clients"
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def session() -> Iterator[ServeSession]:
     applications = [
         {
@@ -68,8 +68,11 @@ def environment() -> Callable[[str], Path]:
         wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
         python = home / "bin" / "python"
         if not stamp.exists() or stamp.read_text() != wanted:
-            pip = [str(python), "-m", "pip", "install", "-q", "--no-deps", "-r", str(pins)]
-            for command in ([sys.executable, "-m", "venv", "--clear", str(home)], pip):
+            venv = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)]
+            # Our pip, and without compiling: few of these modules are ever imported.
+            pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q",
+                   "--no-deps", "--no-compile", "-r", str(pins)]  # fmt: skip
+            for command in (venv, pip):
                 done = subprocess.run(
                     command, capture_output=True, text=True, timeout=600, check=False
                 )

@@ -89,9 +89,7 @@ def served(on_server: Shelf, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         }
         config.write_text(yaml.safe_dump({"applications": [application, placed, told]}))
         session.deploy(config, timeout_s=200)
-        session.wait_until_ready("/readyz", 200)
-        session.wait_until_ready("/placed/readyz", 200)
-        session.wait_until_ready("/told/readyz", 200)
+        session.wait_until_ready("/readyz", "/placed/readyz", "/told/readyz", timeout_s=200)
         made = Served(session, on_server, folder)
         yield made
         made.http.close()

@@ -117,7 +117,7 @@ def test_a_module_with_an_app_is_imported_without_ray():
         "import sys, graphs_for_tests; assert callable(graphs_for_tests.fused_app); "
         "assert 'ray' not in sys.modules and 'starlette' not in sys.modules"
     )
-    paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "tests/ray"))
+    paths = os.pathsep.join(str(ROOT / part) for part in ("platform", "tests/online"))
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": paths}, cwd=ROOT,
         capture_output=True, text=True, timeout=60,

@@ -16,7 +16,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from twinpath.errors import ConfigError, MissingExtraError, did_you_mean
+from twinpath.errors import ConfigError, did_you_mean
+from twinpath.features.feast_import import feast_
 from twinpath.features.spec import OnDemandSpec, ServiceSpec, ViewSpec
 
 #: Feast type → column type. All others are object columns ("any").
@@ -60,11 +61,9 @@ class FeatureRepo:
 
     def _open(self) -> Any:
         os.environ.setdefault("FEAST_USAGE", "False")
-        try:
-            import feast
-            from feast.repo_config import load_repo_config
-        except ImportError:
-            raise MissingExtraError("feast", "features") from None
+        feast = feast_()
+        from feast.repo_config import load_repo_config
+
         try:
             if isinstance(self.given, Mapping):
                 config = feast.RepoConfig(**self.given)
@@ -132,10 +131,10 @@ class FeatureRepo:
                 )
 
     def _read(self, name: str) -> ServiceSpec:
+        store = self.store
         from feast.errors import FeastObjectNotFoundException
         from feast.utils import _get_feature_views_to_use
 
-        store = self.store
         try:
             service = store.get_feature_service(name, allow_cache=True)
         except FeastObjectNotFoundException:

@@ -109,9 +109,9 @@ class ViewWriter:
 
 def feature_view(repo: FeatureRepo, name: str) -> Any:
     """Feast's object for a stored view. Raises ConfigError when there is none of that name."""
+    store = repo.store
     from feast.errors import FeastObjectNotFoundException
 
-    store = repo.store
     try:
         return store.get_feature_view(name, allow_registry_cache=True)
     except FeastObjectNotFoundException:

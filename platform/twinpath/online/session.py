@@ -17,7 +17,6 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
@@ -189,23 +188,25 @@ class ServeSession:
             )
         return output
 
-    def wait_until_ready(self, path: str = "/readyz", timeout_s: float = 120) -> None:
-        """Wait until an application answers 200 at ``path``, some times in a row: while HAProxy
-        takes over a new configuration, the process that has the old one still accepts connections
-        and answers them 404. Raises TwinpathError."""
+    def wait_until_ready(self, *paths: str, timeout_s: float = 120) -> None:
+        """Wait until applications answer 200 at ``paths`` (default: ``/readyz``), some times in a
+        row: while HAProxy takes over a new configuration, the process that has the old one still
+        accepts connections and answers them 404. Raises TwinpathError."""
         deadline_s = time.monotonic() + timeout_s
         problem: object = None
-        in_a_row = 0
+        url, in_a_row = self.url, 0
         while time.monotonic() < deadline_s:
             try:
-                with urllib.request.urlopen(self.url + path, timeout=5) as answer:
-                    in_a_row = in_a_row + 1 if answer.status == 200 else 0
-            except (urllib.error.URLError, OSError) as error:
+                for path in paths or ("/readyz",):
+                    url = self.url + path
+                    urllib.request.urlopen(url, timeout=5).close()
+                in_a_row += 1
+            except OSError as error:
                 problem, in_a_row = error, 0
             if in_a_row == READY_IN_A_ROW:
                 return
             time.sleep(0.1)
-        raise TwinpathError(f"{self.url}{path} was not ready in {timeout_s:g} s: {problem}")
+        raise TwinpathError(f"{url} was not ready in {timeout_s:g} s: {problem}")
 
     def deploy(self, config: Path, timeout_s: float = 120) -> None:
         """``serve deploy`` a config and wait until its applications run. Raises TwinpathError

@@ -1,6 +1,8 @@
 """skops files, with our own list of what they may build. The list beside an artifact was written by
 whoever wrote the artifact, so it is not looked at."""
 
+import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +36,17 @@ ALLOWED = frozenset((
 ))  # fmt: skip
 
 
+#: To know all estimators, skops imports every package of scikit-learn. This one imports torch,
+#: which is two seconds and 150 MB of a replica that may not need it.
+_OF_TORCH = "sklearn.externals.array_api_compat.torch"
+
+
 def load(path: Path) -> Any:
     """The object in a skops file. Raises UntrustedModelError that names the types which are not
     allowed, ModelLoadError for a file that is damaged."""
+    skops = _skops_io()
     try:
-        from skops.io import get_untrusted_types
-        from skops.io import load as read
-    except ImportError:
-        raise MissingExtraError("skops", "registry") from None
-    try:
-        unknown = set(get_untrusted_types(file=path))
+        unknown = set(skops.get_untrusted_types(file=path))
     except Exception as error:
         raise ModelLoadError(f"{path.name} is no skops file: {error}") from None
     refused = sorted(unknown - ALLOWED)
@@ -52,6 +55,23 @@ def load(path: Path) -> Any:
             f"{path.name} would build {', '.join(refused[:5])}, which is not on the list of "
             "harmless types: save the model without it, or as a trusted pickle"
         )
-    model = read(path, trusted=sorted(unknown))
+    model = skops.load(path, trusted=sorted(unknown))
     trees.check(model)
     return model
+
+
+def _skops_io() -> Any:
+    """The package ``skops.io``. Raises MissingExtraError."""
+    unknown = _OF_TORCH not in sys.modules
+    if unknown:
+        # Its import fails now, and scikit-learn passes over what cannot be imported.
+        sys.modules[_OF_TORCH] = None  # type: ignore[assignment]
+    try:
+        return importlib.import_module("skops.io")
+    except ImportError as error:
+        if error.name not in ("skops", "skops.io"):
+            raise
+        raise MissingExtraError("skops", "registry") from None
+    finally:
+        if unknown:
+            sys.modules.pop(_OF_TORCH, None)

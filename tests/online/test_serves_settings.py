@@ -11,9 +11,9 @@ from typing import Any
 import grpc
 import pytest
 import yaml
-from callers import Caller, all_right, answered
-from conftest import HERE, ROOT, application, until
 
+from online.callers import Caller, all_right, answered
+from online.conftest import HERE, ROOT, application, until
 from twinpath.online.environment import GRPC_SERVICES, slow_clients
 from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.session import ServeSession
@@ -55,8 +55,8 @@ def session() -> Iterator[ServeSession]:
         config = session.folder / "settings.yaml"
         config.write_text(yaml.safe_dump(document))
         session.deploy(config)
+        session.wait_until_ready("/waiting/readyz", "/bounded/readyz")
         for app in ("waiting", "bounded"):
-            session.wait_until_ready(f"/{app}/readyz")
             until(lambda app=app: call(session, app, 0.01) == "OK", 60, "gRPC reaches it")
         yield session
 

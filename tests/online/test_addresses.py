@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 import yaml
-from conftest import HERE, ROOT, application, until
 
+from online.conftest import HERE, ROOT, application, until
 from twinpath.errors import TwinpathError
 from twinpath.online.gateway.keys import new_key, write_keys
 from twinpath.online.gateway.tls import make_certificates

@@ -10,8 +10,8 @@ import grpc
 import httpx
 import pytest
 import yaml
-from conftest import HERE, ROOT, application, until
 
+from online.conftest import HERE, ROOT, application, until
 from twinpath.online.gateway.keys import new_key, read_keys, write_keys
 from twinpath.online.protocols import oip_pb2 as pb
 from twinpath.online.session import ServeSession

@@ -4,13 +4,13 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-import graphs_for_tests as graphs
 import grpc
 import httpx
 import numpy as np
 import pytest
-from conftest import Served, until
 
+import online.graphs_for_tests as graphs
+from online.conftest import Served, until
 from twinpath.online.protocols import oip_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 import yaml
-from conftest import Served, application, until
 
+from online.conftest import Served, application, until
 from twinpath.errors import TwinpathError
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(180)]

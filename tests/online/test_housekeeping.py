@@ -6,8 +6,8 @@ from collections import defaultdict
 
 import psutil
 import pytest
-from conftest import Served, until
 
+from online.conftest import Served, until
 from twinpath.online.environment import FAST_PATH, NICENESS
 from twinpath.online.housekeeping import housekeeping, put_behind
 

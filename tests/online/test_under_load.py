@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import Served, application, until
 
+from online.conftest import Served, application, until
 from twinpath.online.protocols import oip_pb2 as pb
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -10,8 +10,8 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from conftest import Served, until
 
+from online.conftest import Served, until
 from twinpath.online.gateway.keys import new_key, read_keys, write_keys
 from twinpath.online.protocols import oip_pb2 as pb
 

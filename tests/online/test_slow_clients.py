@@ -5,8 +5,9 @@ import json
 
 import psutil
 import pytest
-from callers import Caller, all_right, answered
-from conftest import Served
+
+from online.callers import Caller, all_right, answered
+from online.conftest import Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 START = b"POST /waiting/predict HTTP/1.1\r\nhost: x\r\n"

@@ -5,8 +5,9 @@ import asyncio
 from collections.abc import Callable
 
 import pytest
-from callers import Caller, Reply, all_right, answered
-from conftest import Served, until
+
+from online.callers import Caller, Reply, all_right, answered
+from online.conftest import Served, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 #: Longer than everything that happens meanwhile takes, also where cores are few.

@@ -85,7 +85,7 @@ def application(graph: str, **args: Any) -> dict[str, Any]:
     }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def served() -> Iterator[Served]:
     """All test graphs, deployed and ready; one more `fused` has a placed node by its config."""
     placed = application("fused", nodes={"double": {"num_cpus": 0.1}})
@@ -111,7 +111,7 @@ def served() -> Iterator[Served]:
         pair = application("fused", ingress={"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}})
         pair |= {"name": "pair", "route_prefix": "/pair"}
         served.deploy([*map(application, GRAPHS), placed, tight, waiting, guarded, pair])
-        for graph in (*GRAPHS, "placed", "tight", "waiting", "guarded", "pair"):
-            session.wait_until_ready(f"/{graph}/readyz")
+        names = (*GRAPHS, "placed", "tight", "waiting", "guarded", "pair")
+        session.wait_until_ready(*(f"/{name}/readyz" for name in names))
         yield served
     assert session.processes() == []
