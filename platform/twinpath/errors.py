@@ -40,6 +40,7 @@ TwinpathError
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Iterator
 from typing import ClassVar
 
@@ -193,6 +194,11 @@ class RetryLaterError(TwinpathError):
     def __init__(self, message: str, retry_after_s: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
+
+    @property
+    def header(self) -> str:
+        """The value of HTTP's ``Retry-After``: whole seconds, at least one."""
+        return str(max(1, math.ceil(self.retry_after_s)))
 
     def __reduce__(self) -> tuple[type["RetryLaterError"], tuple[str, float]]:
         return type(self), (self.message, self.retry_after_s)

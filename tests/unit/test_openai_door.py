@@ -106,6 +106,17 @@ def test_only_a_graph_that_is_an_engine_answers_the_openai_api():
     assert engine_step(plan_of(Engine(), After())) is None
 
 
+async def test_a_model_that_is_unloaded_is_so_for_the_engines_endpoints_too():
+    app = await app_of()
+    async with client(app) as http:
+        app.frontend.plane.loaded = False
+        refused = await http.post("/v1/chat/completions", json={})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "5")
+        assert "is unloaded: load it first" in refused.json()["error"]["message"]
+        app.frontend.plane.loaded = True
+        assert (await http.post("/v1/chat/completions", json={})).status_code == 200
+
+
 async def test_paths_of_the_api_are_the_engines_and_others_stay_the_graphs():
     async with client(await app_of()) as http:
         for path in ("/v1/chat/completions", "/score", "/v1/responses/abc/cancel"):

@@ -265,6 +265,25 @@ async def test_over_http_the_parts_are_events_and_errors_keep_their_status(execu
             assert (answer.status_code, answer.json()["code"]) == (status, code)
 
 
+async def test_over_http_no_stream_begins_that_is_not_let_in(executor):
+    pytest.importorskip("starlette")
+    from starlette.applications import Starlette
+
+    from twinpath.errors import OverloadedError
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    def admit() -> None:
+        raise OverloadedError("model 'words' is unloaded: load it first", 5.0)
+
+    transport = httpx.ASGITransport(
+        Starlette(routes=stream_routes(executor.plan, executor, 100, admit))
+    )
+    async with httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+        answer = await client.post("/v2/models/words/generate_stream", json={"text": "one"})
+    assert (answer.status_code, answer.json()["code"]) == (503, "overloaded")
+    assert answer.headers["retry-after"] == "5"
+
+
 async def test_over_http_each_stream_is_charged_and_who_leaves_before_it_began_ends_it():
     pytest.importorskip("starlette")
     from twinpath.online.gateway.middleware import SPENT

@@ -157,13 +157,13 @@ class DataPlane:
 
     def start(self, columns: Columns, ask: Ask, done: Done) -> int:
         """Run checked rows; ``done`` gets their outcome. See `Batcher.enqueue`."""
-        self._admit()
+        self.admit()
         columns = self._pinned(columns, ask)
         return self._batcher.enqueue(columns, done, self._deadline_s(ask), ask.priority)
 
     async def infer(self, columns: Columns, ask: Ask) -> Outcome:
         """The outcome of checked rows; ``ask.timing`` says afterwards how it came about."""
-        self._admit()
+        self.admit()
         outcome, ask.timing = await self._batcher.timed(
             self._pinned(columns, ask), self._deadline_s(ask), ask.priority
         )
@@ -185,7 +185,8 @@ class DataPlane:
         if self.observe_batch is not None:
             self.observe_batch(timing)
 
-    def _admit(self) -> None:
+    def admit(self) -> None:
+        """Raises OverloadedError while the model is unloaded."""
         if not self.loaded:
             raise OverloadedError(f"model {self.name!r} is unloaded: load it first", 5.0)
 

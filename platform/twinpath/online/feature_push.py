@@ -1,7 +1,6 @@
 """``POST /features/push``: rows for the online store of the features that a graph looks up."""
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -154,6 +153,6 @@ def _read(body: bytes) -> tuple[str, list[Any], bool]:
 def _refusal(error: TwinpathError) -> JSONResponse:
     headers = {}
     if isinstance(error, RetryLaterError):
-        headers["Retry-After"] = str(max(1, math.ceil(error.retry_after_s)))
+        headers["Retry-After"] = error.header
     body = {"error": {"code": error.code, "message": error.message}}
     return JSONResponse(body, error.http_status, headers)

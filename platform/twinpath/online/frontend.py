@@ -7,7 +7,6 @@ its own, because a task costs more than all the rest of a small request.
 import asyncio
 import itertools
 import logging
-import math
 import os
 import re
 import time
@@ -232,8 +231,7 @@ class Exchange:
             _LOG.error("request %s failed: %s", request_id, error)
         answer = self._codec.refuse(error)
         if isinstance(error, RetryLaterError):
-            seconds = max(1, math.ceil(error.retry_after_s))
-            answer.headers.append((b"retry-after", b"%d" % seconds))
+            answer.headers.append((b"retry-after", error.header.encode()))
         if answer.status == 401:
             answer.headers.append((b"www-authenticate", b"Bearer"))
         self._finish(answer, error.code, self._ask.timing)

@@ -1,7 +1,6 @@
 """The gateway around any ASGI app: the pages and metadata beside inference."""
 
 import functools
-import math
 from collections.abc import Callable
 
 import orjson
@@ -80,7 +79,7 @@ async def _refuse(error: TwinpathError, more: Headers, send: Send) -> None:
         *more,
     ]
     if isinstance(error, RetryLaterError):
-        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+        headers.append((b"retry-after", error.header.encode()))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.http_status, "headers": headers})

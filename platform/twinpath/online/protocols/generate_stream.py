@@ -21,6 +21,7 @@ from twinpath.errors import (
     ClientClosedError,
     InputError,
     MalformedBodyError,
+    RetryLaterError,
     TwinpathError,
     error_of,
 )
@@ -34,8 +35,14 @@ from twinpath.online.leaving import gone
 Notes = dict[str, tuple[Rows, Columns]]
 
 
-def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) -> list[Route]:
-    """The route of a graph that can be streamed; none for others."""
+def stream_routes(
+    plan: Plan,
+    executor: StreamingExecutor,
+    max_body_bytes: int,
+    admit: Callable[[], None] = lambda: None,
+) -> list[Route]:
+    """The route of a graph that can be streamed; none for others. ``admit`` raises TwinpathError
+    for a request that is not to be answered now."""
     if streaming_steps(plan) is None:
         return []
 
@@ -44,11 +51,13 @@ def stream_routes(plan: Plan, executor: StreamingExecutor, max_body_bytes: int) 
         notes: Notes = {}
         try:
             columns = _row(plan, await _body(request, max_body_bytes))
+            admit()
             parts = executor.stream(columns, notes)
             first = await _first(parts, request)
         except TwinpathError as error:
             spent(tokens_noted(notes))
-            return JSONResponse(_error(error), error.http_status)
+            headers = {"retry-after": error.header} if isinstance(error, RetryLaterError) else None
+            return JSONResponse(_error(error), error.http_status, headers)
         answer = _events(first, parts, lambda: spent(tokens_noted(notes)))
         return StreamingResponse(answer, media_type="text/event-stream")
 

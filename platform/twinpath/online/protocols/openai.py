@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -99,6 +98,7 @@ class OpenAIDoor:
                     await pending
             if size > frontend.max_body_bytes:
                 raise _too_large(frontend.max_body_bytes)
+            frontend.plane.admit()
             self._check_health()
         except TwinpathError as error:
             await answer.refuse(error)
@@ -190,7 +190,7 @@ class _Answer:
             (b"content-length", b"%d" % len(body)),
         ]
         if isinstance(error, RetryLaterError):
-            headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after_s))))
+            headers.append((b"retry-after", error.header.encode()))
         if error.http_status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send(
