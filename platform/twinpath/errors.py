@@ -196,7 +196,7 @@ class RetryLaterError(TwinpathError):
         self.retry_after_s = retry_after_s
 
     @property
-    def header(self) -> str:
+    def retry_after(self) -> str:
         """The value of HTTP's ``Retry-After``: whole seconds, at least one."""
         return str(max(1, math.ceil(self.retry_after_s)))
 

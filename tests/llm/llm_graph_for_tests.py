@@ -36,16 +36,24 @@ class Point(BaseModel):
 
 ENGINE = json.loads(os.environ["TWINPATH_TEST_ENGINE"])
 
-chat = Graph("chat", input=Prompt, output=Written)
-with chat as rows:
-    llm = LLM(
-        os.environ["TWINPATH_TEST_LLAMA"],
-        sampling={"temperature": 0},
-        engine=ENGINE,
-        openai=json.loads(os.environ.get("TWINPATH_TEST_OPENAI", "{}")),
-    )
-    chat.output(llm(rows))
+
+def _chat(name: str) -> Graph:
+    graph = Graph(name, input=Prompt, output=Written)
+    with graph as rows:
+        llm = LLM(
+            os.environ["TWINPATH_TEST_LLAMA"],
+            sampling={"temperature": 0},
+            engine=ENGINE,
+            openai=json.loads(os.environ.get("TWINPATH_TEST_OPENAI", "{}")),
+        )
+        graph.output(llm(rows))
+    return graph
+
+
+chat = _chat("chat")
 chat_app = chat.app
+#: The same, for callers with keys.
+guarded_app = _chat("guarded").app
 
 points = Graph("points", input=Line, output=Point)
 with points as lines:

@@ -299,9 +299,6 @@ def test_requests_that_are_held_answer_alike_and_can_be_left(
 def test_the_cpu_engine_says_that_it_cannot_sleep(llm: LLM, loop: asyncio.Runner):
     with pytest.raises(ConfigError, match="no sleep mode on a CPU"):
         loop.run(llm.sleep())
-    # Out of service, one that cannot stays as it is.
-    loop.run(llm.rest(True))
-    loop.run(llm.rest(False))
 
 
 @pytest.mark.parametrize(

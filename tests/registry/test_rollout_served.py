@@ -7,36 +7,13 @@ from collections.abc import Iterator
 import httpx
 import numpy as np
 import pytest
-from mlflow_server import MlflowServer
-from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
+from rolling import MODEL, Load, Rolling, register, until
 from typer.testing import CliRunner, Result
 
 from twinpath.cli import app
 from twinpath.errors import ForbiddenError, RolloutError
-from twinpath.online.session import ServeSession
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def rolling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolling]:
-    """The graph on two replicas; version 1 serves."""
-    folder = tmp_path_factory.mktemp("rollouts")
-    mlflow = MlflowServer(folder)
-    try:
-        mlflow.start()
-        register(mlflow.uri, seed=1)
-        from mlflow import MlflowClient
-
-        MlflowClient(mlflow.uri, mlflow.uri).set_registered_model_alias(MODEL, "champion", "1")
-        with ServeSession(
-            num_cpus=8, pythonpath=[ROOT / "platform", ROOT, HERE], env=session_env(mlflow, folder)
-        ) as session:
-            found = Rolling(session, mlflow, folder)
-            found.deploy()
-            yield found
-    finally:
-        mlflow.stop()
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Feast without what its readers do not need. Each test is a process: imports happen once."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -65,15 +66,21 @@ assert "feast.torch_wrapper" not in sys.modules
     assert "pip install" in told
 
 
-def test_definitions_are_checked_by_feast(tmp_path: Path):
+def test_definitions_are_checked_by_feast_when_they_are_applied(tmp_path: Path):
     (tmp_path / "definitions.py").write_text("from feast import Entity\nuser = Entity(name=3)\n")
+    store = {"type": "sqlite", "path": str(tmp_path / "online.db")}
+    config = {
+        "project": "checked", "provider": "local", "registry": str(tmp_path / "registry.db"),
+        "online_store": store, "entity_key_serialization_version": 3,
+    }  # fmt: skip
+    (tmp_path / "feature_store.yaml").write_text(json.dumps(config))
     told = run(
         """
-import sys, pathlib
+import sys
+from twinpath.cli import app
 from twinpath.errors import ConfigError
-from twinpath.features.definitions import read_definitions
 try:
-    read_definitions(pathlib.Path(sys.argv[1]))
+    app(["features", "apply", "--repo", sys.argv[1]])
 except ConfigError as error:
     print(error)
 """,

@@ -31,7 +31,9 @@ def apply(repo: _Repo = HERE, as_json: _Json = False) -> None:
     """Read the definitions in the repository's Python files and write them to its registry."""
     from twinpath.features.definitions import apply as apply_definitions
     from twinpath.features.definitions import read_definitions
+    from twinpath.features.feast_import import feast_
 
+    feast_(checked=True)
     opened = _open(repo)
     applied = apply_definitions(opened, read_definitions(repo.absolute()))
     if as_json:

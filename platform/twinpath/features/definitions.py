@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 from twinpath.errors import ConfigError
+from twinpath.features.feast_import import feast_
 from twinpath.features.repo import FeatureRepo
 
 
@@ -29,6 +30,7 @@ def read_definitions(folder: Path) -> list[Any]:
     Collections of objects count too. The folder's parent need not be importable. Raises
     ConfigError for a file that fails, or when there is nothing.
     """
+    feast_(checked=True)
     found: list[Any] = []
     files = sorted(folder.glob("*.py"))
     for file in files:

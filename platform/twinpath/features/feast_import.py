@@ -10,7 +10,7 @@ import importlib
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from types import ModuleType
 from typing import Any
 
@@ -20,13 +20,14 @@ _TORCH = "feast.torch_wrapper"
 _importing = threading.Lock()
 
 
-def feast_() -> Any:
-    """The package ``feast``. Whoever writes definitions is better served by ``import feast``,
-    since its checks name an argument of a wrong type. Raises MissingExtraError."""
+def feast_(*, checked: bool = False) -> Any:
+    """The package ``feast``, ``checked`` for those who write definitions: its checks name an
+    argument of a wrong type. Whoever imports it first in a process has decided that. Meanwhile
+    no module that another thread imports is checked either. Raises MissingExtraError."""
     with _importing:
         try:
             if "feast" not in sys.modules:
-                with _unchecked(), _without_torch():
+                with nullcontext() if checked else _unchecked(), _without_torch():
                     importlib.import_module("feast")
             return importlib.import_module("feast")
         except ImportError as error:
@@ -57,9 +58,10 @@ def _without_torch() -> Iterator[None]:
     placeholder = ModuleType(_TORCH)
 
     def get_torch() -> Any:
-        if sys.modules.get(_TORCH) is placeholder:
-            del sys.modules[_TORCH]
-        return importlib.import_module(_TORCH).get_torch()
+        with _importing:
+            if sys.modules.get(_TORCH) is placeholder:
+                del sys.modules[_TORCH]
+            return importlib.import_module(_TORCH).get_torch()
 
     placeholder.get_torch = get_torch  # type: ignore[attr-defined]
     sys.modules[_TORCH] = placeholder

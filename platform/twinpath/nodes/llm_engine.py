@@ -130,27 +130,16 @@ class EngineNode(Node):
         """Ids of the processes of the engine, for tests and operators."""
         return [] if self._guard is None else self._guard.processes()
 
-    @property
-    def can_sleep(self) -> bool:
-        """Whether the engine was started with vLLM's sleep mode."""
-        config = getattr(self.engine, "model_config", None)
-        return bool(getattr(config, "enable_sleep_mode", False))
-
-    async def rest(self, resting: bool) -> None:
-        """While its graph is out of service the engine sleeps, where it can."""
-        if self.can_sleep:
-            await (self.sleep() if resting else self.wake_up())
-
     async def sleep(self, level: int = 1) -> None:
-        """End what has begun, and free the GPU: weights go to the host's memory (1) or are dropped
-        (2). Raises ConfigError where the engine cannot."""
+        """Free the GPU: weights go to the host's memory (1) or are dropped (2). Raises ConfigError
+        where the engine cannot."""
         self.check_health()
-        if not self.can_sleep:
+        if not getattr(self.engine.model_config, "enable_sleep_mode", False):
             raise ConfigError(
                 f"the engine of model {self.model!r} cannot sleep: start it with "
                 "engine={'enable_sleep_mode': True}, on a GPU (vLLM has no sleep mode on a CPU)"
             )
-        await self.engine.sleep(level, mode="wait")
+        await self.engine.sleep(level)
 
     async def wake_up(self) -> None:
         """Undo `sleep`."""

@@ -153,6 +153,6 @@ def _read(body: bytes) -> tuple[str, list[Any], bool]:
 def _refusal(error: TwinpathError) -> JSONResponse:
     headers = {}
     if isinstance(error, RetryLaterError):
-        headers["Retry-After"] = error.header
+        headers["Retry-After"] = error.retry_after
     body = {"error": {"code": error.code, "message": error.message}}
     return JSONResponse(body, error.http_status, headers)

@@ -231,7 +231,7 @@ class Exchange:
             _LOG.error("request %s failed: %s", request_id, error)
         answer = self._codec.refuse(error)
         if isinstance(error, RetryLaterError):
-            answer.headers.append((b"retry-after", error.header.encode()))
+            answer.headers.append((b"retry-after", error.retry_after.encode()))
         if answer.status == 401:
             answer.headers.append((b"www-authenticate", b"Bearer"))
         self._finish(answer, error.code, self._ask.timing)

@@ -1,6 +1,7 @@
 """What runs inside Serve's replicas: the ingress, and a placed node."""
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
+from twinpath.errors import RetryLaterError
 from twinpath.graph.columns import Columns, Outcome
 from twinpath.graph.plan import Plan, Step
 from twinpath.graph.runner import NodeRunner
@@ -38,7 +40,6 @@ from twinpath.online.protocols.openai_remote import RemoteEngine
 from twinpath.online.rollouts.reporter import Reporter
 from twinpath.online.rollouts.side import RolloutSide, teller
 from twinpath.online.rollouts.watched import reports
-from twinpath.online.service import rest, switch
 
 #: Serve's own logger, so that it stands in the replica's log, and on the terminal of `serve run`.
 _LOG = logging.getLogger("ray.serve")
@@ -160,14 +161,9 @@ class Ingress(GrpcMethods):
         for node in self._executor.nodes.values():
             getattr(node, "check_health", lambda: None)()
 
-    async def set_loaded(self, loaded: bool) -> bool:
-        """Take this replica's graph in or out of service; called on all replicas at once. Nodes
-        that rest meanwhile do so after the last request was let in, and wake before the first."""
-        plane = self._app.frontend.plane
-        plane.loaded = plane.loaded and loaded
-        for node in self._executor.nodes.values():
-            await rest(node, not loaded)
-        plane.loaded = loaded
+    def set_loaded(self, loaded: bool) -> bool:
+        """Take this replica's graph in or out of service; called on all replicas at once."""
+        self._app.frontend.plane.loaded = loaded
         return loaded
 
     def join_feedback(
@@ -178,7 +174,17 @@ class Ingress(GrpcMethods):
 
     async def _switch(self, loaded: bool) -> None:
         """The same for every running replica; this one is among them."""
-        await switch(self._plan, self._handles, loaded)
+        from ray import serve
+        from ray.serve.exceptions import DeploymentUnavailableError
+
+        context = serve.get_replica_context()
+        handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        for _ in range(50):  # a new handle has to learn of the replicas first
+            with contextlib.suppress(DeploymentUnavailableError):
+                await handle.broadcast("set_loaded", loaded).results_async(timeout_s=5)
+                return
+            await asyncio.sleep(0.1)
+        raise RetryLaterError("no replica could be told: try again")
 
     def _live_versions(self) -> list[str]:
         """Versions of the registry's model in this process; of the first, if there are several."""
@@ -297,11 +303,6 @@ class PlacedNode:
     def check_health(self) -> None:
         """Serve's hook: raises what the node complains of."""
         getattr(self._runner.node, "check_health", lambda: None)()
-
-    async def set_loaded(self, loaded: bool) -> bool:
-        """Let the node rest while its graph is out of service; called on all replicas at once."""
-        await rest(self._runner.node, not loaded)
-        return loaded
 
     def ready(self) -> bool:
         """Answers only once the constructor, and so the node's setup, is through."""

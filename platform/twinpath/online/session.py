@@ -189,12 +189,11 @@ class ServeSession:
         return output
 
     def wait_until_ready(self, *paths: str, timeout_s: float = 120) -> None:
-        """Wait until applications answer 200 at ``paths`` (default: ``/readyz``), some times in a
-        row: while HAProxy takes over a new configuration, the process that has the old one still
-        accepts connections and answers them 404. Raises TwinpathError."""
+        """Wait until applications answer with success at ``paths`` (default: ``/readyz``), some
+        times in a row: while HAProxy takes over a new configuration, the process that has the old
+        one still accepts connections and answers them 404. Raises TwinpathError."""
         deadline_s = time.monotonic() + timeout_s
-        problem: object = None
-        url, in_a_row = self.url, 0
+        problem, in_a_row = "", 0
         while time.monotonic() < deadline_s:
             try:
                 for path in paths or ("/readyz",):
@@ -202,11 +201,11 @@ class ServeSession:
                     urllib.request.urlopen(url, timeout=5).close()
                 in_a_row += 1
             except OSError as error:
-                problem, in_a_row = error, 0
+                problem, in_a_row = f"{url} was not ready in {timeout_s:g} s: {error}", 0
             if in_a_row == READY_IN_A_ROW:
                 return
             time.sleep(0.1)
-        raise TwinpathError(f"{url} was not ready in {timeout_s:g} s: {problem}")
+        raise TwinpathError(problem)
 
     def deploy(self, config: Path, timeout_s: float = 120) -> None:
         """``serve deploy`` a config and wait until its applications run. Raises TwinpathError

@@ -79,7 +79,7 @@ async def _refuse(error: TwinpathError, more: Headers, send: Send) -> None:
         *more,
     ]
     if isinstance(error, RetryLaterError):
-        headers.append((b"retry-after", error.header.encode()))
+        headers.append((b"retry-after", error.retry_after.encode()))
     if error.http_status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     await send({"type": "http.response.start", "status": error.http_status, "headers": headers})

@@ -56,7 +56,9 @@ def stream_routes(
             first = await _first(parts, request)
         except TwinpathError as error:
             spent(tokens_noted(notes))
-            headers = {"retry-after": error.header} if isinstance(error, RetryLaterError) else None
+            headers = (
+                {"retry-after": error.retry_after} if isinstance(error, RetryLaterError) else None
+            )
             return JSONResponse(_error(error), error.http_status, headers)
         answer = _events(first, parts, lambda: spent(tokens_noted(notes)))
         return StreamingResponse(answer, media_type="text/event-stream")

@@ -190,7 +190,7 @@ class _Answer:
             (b"content-length", b"%d" % len(body)),
         ]
         if isinstance(error, RetryLaterError):
-            headers.append((b"retry-after", error.header.encode()))
+            headers.append((b"retry-after", error.retry_after.encode()))
         if error.http_status == 401:
             headers.append((b"www-authenticate", b"Bearer"))
         await self.send(

@@ -62,9 +62,9 @@ def load(path: Path) -> Any:
 
 def _skops_io() -> Any:
     """The package ``skops.io``. Raises MissingExtraError."""
-    unknown = _OF_TORCH not in sys.modules
+    unknown = not {_OF_TORCH, "torch", "skops.io"} & set(sys.modules)
     if unknown:
-        # Its import fails now, and scikit-learn passes over what cannot be imported.
+        # Its import fails now, and what walks through scikit-learn passes over what does.
         sys.modules[_OF_TORCH] = None  # type: ignore[assignment]
     try:
         return importlib.import_module("skops.io")

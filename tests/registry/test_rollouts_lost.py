@@ -11,50 +11,13 @@ from typing import Any
 import httpx
 import psutil
 import pytest
-from mlflow_server import MlflowServer
-from rolling import HERE, MODEL, ROOT, Load, Rolling, register, session_env, until
+from rolling import MODEL, Load, Rolling, register, until
 
 from twinpath.errors import TwinpathError
-from twinpath.online.session import ServeSession
 from twinpath.registry.client import Registry
 from twinpath.rollout.state import TAG, RolloutState
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
-#: The controller and one replica of the graph are put on the node that has it.
-PLACED = {"control": 0.1}
-
-
-@pytest.fixture(scope="module")
-def rolling(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rolling]:
-    """The graph on two nodes, a replica on each; the controller is on the second."""
-    folder = tmp_path_factory.mktemp("lost")
-    mlflow = MlflowServer(folder)
-    try:
-        mlflow.start()
-        register(mlflow.uri, seed=1)
-        from mlflow import MlflowClient
-
-        MlflowClient(mlflow.uri, mlflow.uri).set_registered_model_alias(MODEL, "champion", "1")
-        with ServeSession(
-            num_cpus=4,
-            pythonpath=[ROOT / "platform", ROOT, HERE],
-            env=session_env(mlflow, folder),
-            head_only=True,
-        ) as session:
-            found = Rolling(session, mlflow, folder)
-            found.node = session.add_node(4, {"control": 1.0})
-            found.deploy(
-                deployments=[
-                    {"name": "delays", "max_replicas_per_node": 1},
-                    {
-                        "name": "rollout-controller",
-                        "ray_actor_options": {"num_cpus": 0, "resources": PLACED},
-                    },
-                ]
-            )
-            yield found
-    finally:
-        mlflow.stop()
 
 
 class Watched:
@@ -136,7 +99,7 @@ def replicas(rolling: Rolling, deployment: str) -> list[psutil.Process]:
 
 
 def test_a_controller_and_a_replica_that_are_killed_change_nothing(rolling: Rolling):
-    with rollout(rolling, seed=2) as (challenger, watched, load):
+    with rollout(rolling, seed=7) as (challenger, watched, load):
         before = watched.step(1)
         [controller] = replicas(rolling, "rollout-controller")
         controller.kill()
@@ -153,7 +116,7 @@ def test_a_controller_and_a_replica_that_are_killed_change_nothing(rolling: Roll
 
 
 def test_a_minute_without_the_registry_stops_the_rollout_and_nobody_else(rolling: Rolling):
-    with rollout(rolling, seed=3) as (challenger, watched, load):
+    with rollout(rolling, seed=8) as (challenger, watched, load):
         before = watched.step(1)
         rolling.mlflow.stop()
         answered, began_s = load.answered, time.monotonic()
@@ -176,7 +139,7 @@ def test_a_minute_without_the_registry_stops_the_rollout_and_nobody_else(rolling
 
 
 def test_a_node_that_is_lost_with_replica_and_controller_is_made_up_for(rolling: Rolling):
-    with rollout(rolling, seed=4) as (challenger, watched, load):
+    with rollout(rolling, seed=9) as (challenger, watched, load):
         before = watched.step(1)
         raylet = psutil.Process(rolling.node)
         lost = [raylet, *raylet.children(recursive=True)]
