@@ -46,6 +46,8 @@ def commits(folder: Path) -> int:
 def test_a_killed_job_goes_on_with_every_prompt_once_and_the_same_texts(tmp_path, llama):
     prompts = models.prompts(640)
     prompts[TOO_LONG] = "late " * 400
+    # One attempt writes the first of these, the next one the last.
+    prompts[-16:] = prompts[:16]
     frame = pd.DataFrame({"id": range(640), "prompt": prompts})
     frame.to_parquet(tmp_path / "prompts.parquet")
     first = start(tmp_path, llama, "first.log")
@@ -76,6 +78,7 @@ def test_a_killed_job_goes_on_with_every_prompt_once_and_the_same_texts(tmp_path
     assert int(said[2]) == texts["prompt_tokens"].sum() > 0
     assert int(said[3]) == texts["completion_tokens"].sum() > 0
     assert (texts["completion_tokens"] <= 24).all()
-    # What an interrupted attempt wrote and what the next one wrote is one model's.
+    written = dict(zip(texts["id"], texts["text"], strict=True))
+    assert [written[i] for i in range(16)] == [written[624 + i] for i in range(16)]
     short = texts[texts["completion_tokens"] < 24]
     assert (short["finish_reason"] == "stop").all()

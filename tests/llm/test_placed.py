@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     placed = {"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}}
     one = placed | {"replicas": {"min": 1, "max": 1}}
     # Where there may be several replicas, rows are routed one by one.
-    some = placed | {"replicas": {"min": 1, "max": 2, "target_queue": 64}}
+    some = placed | {"replicas": {"min": 1, "max": 2, "target_queue": 8}}
     applications = [
         {
             "name": app,
@@ -318,12 +319,12 @@ def test_examples_answer_while_the_engine_is_replaced(session):
     assert not engine.is_running()
 
 
-def of_chat(session: ServeSession) -> list[psutil.Process]:
-    """The processes of the chat's engine replicas."""
+def replicas_of(session: ServeSession, app: str) -> list[psutil.Process]:
+    """The processes of an application's engine replicas."""
     found = []
     for process in session.processes():
         with contextlib.suppress(psutil.Error):
-            if "ServeReplica:chat:llm" in " ".join(process.cmdline()):
+            if f"ServeReplica:{app}:llm" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -332,7 +333,7 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
     url = f"{session.url}/chat"
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
-    first, _ = before = of_chat(session)
+    first, _ = before = replicas_of(session, "chat")
     of_first = first.children(recursive=True)
     assert any("EngineCore" in " ".join(process.cmdline()) for process in of_first)
     found = asyncio.run(many_streams(url, 12, first.kill))
@@ -346,7 +347,11 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
         assert stream[-1] == "[DONE]"
     _, left = psutil.wait_procs(of_first, timeout=30)
     assert left == [], "its engine's processes are gone"
-    until(lambda: len(of_chat(session)) == 2 and of_chat(session) != before, 120, "another one")
+    until(
+        lambda: len(replicas_of(session, "chat")) == 2 and replicas_of(session, "chat") != before,
+        120,
+        "another one",
+    )
 
 
 def test_tokens_of_placed_engines_are_charged(session):
@@ -361,3 +366,33 @@ def test_tokens_of_placed_engines_are_charged(session):
             until(lambda ask=asking: ask().is_success, 20, "the key is known")
             found = [client.post(path, json=body, headers=known).status_code for _ in range(2)]
             assert found == [200, 429], path
+
+
+def test_sequences_that_an_engine_has_to_write_bring_another_replica(session):
+    """The last one: the other replica starts while the session ends."""
+    key, record = new_key("many", ("guarded",))
+    write_keys(session.folder / "keys", [record])
+    assert len(replicas_of(session, "guarded")) == 1
+    known = {"Authorization": f"Bearer {key}"}
+    models_of = functools.partial(httpx.get, f"{session.url}/guarded/v1/models", headers=known)
+    until(lambda: models_of().is_success, 20, "the key is known")
+
+    async def ask() -> None:
+        async with httpx.AsyncClient(base_url=f"{session.url}/guarded", headers=known) as client:
+            # Seven requests: by their number one replica would do, by their sequences it does not.
+            asking = [
+                asyncio.create_task(
+                    client.post("/v1/completions", json=long_answer(n, n=16), timeout=120)
+                )
+                for n in range(7)
+            ]
+            deadline_s = time.monotonic() + 60
+            while len(replicas_of(session, "guarded")) < 2:
+                assert time.monotonic() < deadline_s, [task.done() for task in asking]
+                assert not all(task.done() for task in asking)
+                await asyncio.sleep(0.5)
+            for task in asking:
+                task.cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+
+    asyncio.run(ask())

@@ -389,6 +389,53 @@ def test_the_official_client_works(session: ServeSession, reference: str):
     assert found[0][0] == ["tiny"]
 
 
+def test_the_official_client_reads_texts_responses_tools_and_log_probabilities(
+    session: ServeSession, reference: str
+):
+    found = []
+    ask: dict[str, Any] = {"model": "tiny", "temperature": 0}
+    for base in (f"{session.url}/chat/v1", f"{reference}/v1"):
+        with openai.OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+            text = client.completions.create(prompt="hello", logprobs=2, max_tokens=8, **ask)
+            [choice] = text.choices
+            message = [{"role": "user", "content": "why is my flight late"}]
+            told = client.chat.completions.create(
+                messages=message, logprobs=True, top_logprobs=2, max_tokens=8, **ask
+            )
+            chances = told.choices[0].logprobs.content
+            called = client.chat.completions.create(
+                messages=message, max_tokens=64, **FORMS["tool"], **ask
+            )
+            response = client.responses.create(input="hello", max_output_tokens=8, **ask)
+            with client.responses.stream(input="hello", max_output_tokens=8, **ask) as stream:
+                parts = [e.delta for e in stream if e.type == "response.output_text.delta"]
+            assert "".join(parts) == response.output_text
+            found.append(
+                (
+                    (choice.text, choice.logprobs.tokens, text.usage.total_tokens),
+                    [(each.token, [top.token for top in each.top_logprobs]) for each in chances],
+                    [call.function.name for call in called.choices[0].message.tool_calls or ()],
+                    (response.output_text, response.usage.output_tokens),
+                )
+            )
+            numbers = [*choice.logprobs.token_logprobs, *(each.logprob for each in chances)]
+            found[-1] += (pytest.approx(numbers, abs=1e-4) if len(found) == 1 else numbers,)
+    assert found[0] == found[1]
+    assert found[0][0][2] > 8
+    assert len(found[0][1]) == found[0][3][1] == 8
+
+
+def test_the_official_client_reads_embeddings(session: ServeSession, points_reference: str):
+    found = []
+    for base in (f"{session.url}/points/v1", f"{points_reference}/v1"):
+        with openai.OpenAI(base_url=base, api_key="none", max_retries=0) as client:
+            made = client.embeddings.create(model="minilm", input=PROMPTS[:3])
+            found.append([each.embedding for each in made.data])
+            used = made.usage.prompt_tokens
+    np.testing.assert_allclose(found[0], found[1], rtol=0, atol=2e-3)
+    assert (np.shape(found[0]), used > 6) == ((3, 384), True)
+
+
 @pytest.mark.parametrize("path", ["/v1/embeddings", "/score", "/rerank", "/pooling"])
 def test_200_texts_lie_where_vllm_serve_puts_them(
     session: ServeSession, points_reference: str, path: str

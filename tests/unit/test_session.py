@@ -12,6 +12,7 @@ import pytest
 
 import twinpath
 from twinpath.errors import TwinpathError
+from twinpath.online import session as session_module
 from twinpath.online.environment import FAST_PATH
 from twinpath.online.session import MARKER, PORTS, ServeSession, free_ports, serve_ports
 
@@ -150,6 +151,16 @@ def test_haproxy_is_asked_for_only_on_the_fast_path():
     finally:
         for each in sessions:
             each.stop()
+
+
+def test_no_port_of_a_session_is_the_one_that_was_given(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(session_module, "free_ports", lambda n: list(range(31_000, 31_000 + n)))
+    session = ServeSession(http_port=31_001)
+    others = [session.gcs_port, session.dashboard_port, session.agent_port, session.grpc_port]
+    for name in ("RAY_SERVE_HAPROXY_METRICS_PORT", "RAY_SERVE_HAPROXY_STATS_PORT"):
+        others.append(int(session.env[name]))
+    assert len({session.http_port, *others}) == 7
+    session.stop()
 
 
 def test_free_ports_are_different():

@@ -59,8 +59,9 @@ class ServeSession:
         head_only: bool = False,
     ) -> None:
         self._num_cpus, self._head_only = num_cpus, head_only
-        ports = free_ports(6)
-        self.gcs_port, self.dashboard_port = ports[0], ports[1]
+        # At once, and none that is given, as nobody listens on them yet.
+        ports = [port for port in free_ports(8) if port != http_port][:7]
+        self.gcs_port, self.dashboard_port, self.agent_port = ports[0], ports[1], ports[6]
         self.http_port, self.grpc_port = http_port or ports[2], ports[5]
         # Short, because socket paths below it may have 107 bytes at most.
         self.folder = Path(tempfile.mkdtemp(prefix="tw-"))
@@ -125,7 +126,7 @@ class ServeSession:
             "--node-ip-address=127.0.0.1", "--dashboard-host=127.0.0.1",
             f"--dashboard-port={self.dashboard_port}", "--disable-usage-stats",
             f"--temp-dir={self.folder}", "--include-dashboard=true",
-            f"--dashboard-agent-listen-port={free_ports(1)[0]}",
+            f"--dashboard-agent-listen-port={self.agent_port}",
             without=("RAY_ADDRESS",),
         )  # fmt: skip
         self.start_serve()
