@@ -53,7 +53,7 @@ check: lint  ## lint and the quick tests, in about a minute
 # long: pytest then ends what it started, and says what failed until then.
 .PHONY: test
 test: lint  ## lint and every test, notebooks included
-	timeout --foreground --signal=INT --kill-after=60 3240 $(PYTEST) --nbmake --nbmake-timeout=300 \
+	timeout --foreground --signal=INT --kill-after=30 3300 $(PYTEST) --nbmake --nbmake-timeout=300 \
 	    tests $(wildcard notebooks) $(ARGS)
 
 .PHONY: bench

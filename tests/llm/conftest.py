@@ -37,6 +37,15 @@ SERVED = {
 ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 
+@pytest.fixture(scope="package", autouse=True)
+def environment_of_before() -> Iterator[None]:
+    """Engines in this process set variables, which tests of other packages must not find."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama with a trained tokenizer and a chat template."""

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -18,6 +19,43 @@ from twinpath.online.session import ServeSession
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
 HOMES = ROOT / ".clients"
+CLIENTS = ("tritonclient", "kserve", "mlserver")
+
+
+@pytest.fixture(scope="package")
+def environment() -> Iterator[Callable[[str], Path]]:
+    """The interpreter of a client's environment. All are made while the session starts, from their
+    pins when these are new."""
+    with ThreadPoolExecutor(1) as one:
+        begun = {client: one.submit(_made, client) for client in CLIENTS}
+
+        def made(client: str) -> Path:
+            try:
+                return begun[client].result()
+            except AssertionError:  # the registry may answer by now
+                return _made(client)
+
+        yield made
+
+
+def _made(client: str) -> Path:
+    pins = ROOT / "requirements" / "clients" / f"{client}.txt"
+    home = HOMES / client
+    stamp = home / "pins.sha256"
+    wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
+    python = home / "bin" / "python"
+    if not stamp.exists() or stamp.read_text() != wanted:
+        venv = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)]
+        # Our pip, and without compiling: few of these modules are ever imported.
+        pip = [
+            sys.executable, "-m", "pip", "--python", str(python), "install", "-q",
+            "--no-deps", "--no-compile", "-r", str(pins),
+        ]  # fmt: skip
+        for command in (venv, pip):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+            assert done.returncode == 0, done.stderr[-4000:]
+        stamp.write_text(wanted)
+    return python
 
 
 @pytest.fixture(scope="package")
@@ -57,35 +95,9 @@ def until_reached_by_grpc(port: int, application: str) -> None:
                 return
 
 
-@pytest.fixture(scope="session")
-def environment() -> Callable[[str], Path]:
-    """The interpreter of a client's environment, made from its pins when they are new."""
-
-    def made(client: str) -> Path:
-        pins = ROOT / "requirements" / "clients" / f"{client}.txt"
-        home = HOMES / client
-        stamp = home / "pins.sha256"
-        wanted = hashlib.sha256(pins.read_bytes()).hexdigest()
-        python = home / "bin" / "python"
-        if not stamp.exists() or stamp.read_text() != wanted:
-            venv = [sys.executable, "-m", "venv", "--clear", "--without-pip", str(home)]
-            # Our pip, and without compiling: few of these modules are ever imported.
-            pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "-q",
-                   "--no-deps", "--no-compile", "-r", str(pins)]  # fmt: skip
-            for command in (venv, pip):
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=600, check=False
-                )
-                assert done.returncode == 0, done.stderr[-4000:]
-            stamp.write_text(wanted)
-        return python
-
-    return made
-
-
 @pytest.fixture
 def run_client(
-    session: ServeSession, environment: Callable[[str], Path]
+    environment: Callable[[str], Path], session: ServeSession
 ) -> Callable[[str, str], str]:
     """Run a script of ``clients/`` in a client's environment; what it printed."""
 

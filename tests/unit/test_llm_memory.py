@@ -23,6 +23,11 @@ LLAMA_8B = {
 }  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def no_size_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("VLLM_CPU_KVCACHE_SPACE", raising=False)
+
+
 def write_header(path: Path, tensors: dict[str, tuple[str, tuple[int, ...]]]) -> None:
     """A safetensors file without its data: the plan never reads further than the header."""
     entries = {n: {"dtype": d, "shape": s, "data_offsets": [0, 0]} for n, (d, s) in tensors.items()}
