@@ -194,7 +194,7 @@ class ServeSession:
         times in a row: while HAProxy takes over a new configuration, the process that has the old
         one still accepts connections and answers them 404. Raises TwinpathError."""
         deadline_s = time.monotonic() + timeout_s
-        problem, in_a_row = "", 0
+        failed, problem, in_a_row = self.url, "too few answers in a row", 0
         while time.monotonic() < deadline_s:
             try:
                 for path in paths or ("/readyz",):
@@ -202,11 +202,11 @@ class ServeSession:
                     urllib.request.urlopen(url, timeout=5).close()
                 in_a_row += 1
             except OSError as error:
-                problem, in_a_row = f"{url} was not ready in {timeout_s:g} s: {error}", 0
+                failed, problem, in_a_row = url, str(error), 0
             if in_a_row == READY_IN_A_ROW:
                 return
             time.sleep(0.1)
-        raise TwinpathError(problem)
+        raise TwinpathError(f"{failed} was not ready in {timeout_s:g} s: {problem}")
 
     def deploy(self, config: Path, timeout_s: float = 120) -> None:
         """``serve deploy`` a config and wait until its applications run. Raises TwinpathError

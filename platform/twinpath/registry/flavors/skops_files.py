@@ -37,7 +37,7 @@ ALLOWED = frozenset((
 
 
 #: To know all estimators, skops imports every package of scikit-learn. This one imports torch,
-#: which is two seconds and 150 MB of a replica that may not need it.
+#: which is more than a second and 180 MB of a replica that may not need it.
 _OF_TORCH = "sklearn.externals.array_api_compat.torch"
 
 
