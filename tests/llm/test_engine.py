@@ -646,6 +646,28 @@ def test_a_deadline_ends_an_answer_and_its_sequences(
     assert written < choices * length / 2, "it was not ended"
 
 
+@pytest.mark.skipif(ON_GPU, reason="one card is not two")
+def test_an_engine_on_two_workers_writes_what_it_does_on_one(
+    llm: LLM, loop: asyncio.Runner, llama: Path
+):
+    """Tensor parallelism: each has half of the weights."""
+    asked = rows(models.prompts(20), budget=16)
+    alone = loop.run(llm.predict(asked))["text"].tolist()
+    node = LLM(
+        str(llama), sampling={"temperature": 0.0}, by_row={"max_tokens": "budget"},
+        engine={**ENGINE, "tensor_parallel_size": 2}, environment=ENVIRONMENT,
+    )  # fmt: skip
+    node.setup()
+    try:
+        processes = node.engine_processes()
+        answer = asyncio.run(node.predict(asked))
+    finally:
+        node.teardown()
+    _gone(processes)
+    assert len(processes) >= 3, "one worker is in the core's process, two have their own"
+    assert answer["text"].tolist() == alone
+
+
 @pytest.mark.flaky(reruns=0)
 def test_a_dead_engine_is_no_fault_of_the_rows(llm: LLM, loop: asyncio.Runner):
     """Last of those with this engine: it is gone afterwards."""
@@ -749,28 +771,6 @@ def test_classes_are_those_of_the_model(minilm: Path, tmp_path: Path):
         model.config.id2label[best] for best in expected.argmax(1)
     ]
     assert "expected text" in found[ROW_ERROR][6]
-
-
-@pytest.mark.skipif(ON_GPU, reason="one card is not two")
-def test_an_engine_on_two_workers_writes_what_it_does_on_one(
-    llm: LLM, loop: asyncio.Runner, llama: Path
-):
-    """Tensor parallelism: each has half of the weights."""
-    asked = rows(models.prompts(20), budget=16)
-    alone = loop.run(llm.predict(asked))["text"].tolist()
-    node = LLM(
-        str(llama), sampling={"temperature": 0.0}, by_row={"max_tokens": "budget"},
-        engine={**ENGINE, "tensor_parallel_size": 2}, environment=ENVIRONMENT,
-    )  # fmt: skip
-    node.setup()
-    try:
-        processes = node.engine_processes()
-        answer = asyncio.run(node.predict(asked))
-    finally:
-        node.teardown()
-    _gone(processes)
-    assert len(processes) >= 3, "one worker is in the core's process, two have their own"
-    assert answer["text"].tolist() == alone
 
 
 # --- how a parent may end -------------------------------------------------------------------
