@@ -13,6 +13,7 @@ class Prompt(BaseModel):
     """What a caller of the graph's own endpoint writes."""
 
     prompt: str
+    session: str | None = None
 
 
 class Written(BaseModel):
@@ -37,23 +38,17 @@ class Point(BaseModel):
 ENGINE = json.loads(os.environ["TWINPATH_TEST_ENGINE"])
 
 
-def _chat(name: str) -> Graph:
-    graph = Graph(name, input=Prompt, output=Written)
-    with graph as rows:
-        llm = LLM(
-            os.environ["TWINPATH_TEST_LLAMA"],
-            sampling={"temperature": 0},
-            engine=ENGINE,
-            openai=json.loads(os.environ.get("TWINPATH_TEST_OPENAI", "{}")),
-        )
-        graph.output(llm(rows))
-    return graph
-
-
-chat = _chat("chat")
-chat_app = chat.app
-#: The same, for callers with keys.
-guarded_app = _chat("guarded").app
+writer = Graph("writer", input=Prompt, output=Written)
+with writer as rows:
+    llm = LLM(
+        os.environ["TWINPATH_TEST_LLAMA"],
+        sampling={"temperature": 0},
+        session="session",
+        engine=ENGINE,
+        openai=json.loads(os.environ.get("TWINPATH_TEST_OPENAI", "{}")),
+    )
+    writer.output(llm(rows))
+chat_app = writer.app
 
 points = Graph("points", input=Line, output=Point)
 with points as lines:

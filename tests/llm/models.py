@@ -49,7 +49,7 @@ def make_llama(folder: Path, **sizes: int) -> Path:
     torch.manual_seed(7)
     shape = {
         "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 4096,
     } | sizes  # fmt: skip
     config = LlamaConfig(
         vocab_size=len(fast), bos_token_id=0, eos_token_id=1, tie_word_embeddings=False,

@@ -53,7 +53,8 @@ MESSAGES = [m for pair in zip(STRANGE, KNOWN, strict=False) for m in pair] + [*K
 @pytest.fixture(scope="module")
 def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     """The support graph below ``/support``, and two replicas of a Llama below ``/chat``, whose
-    engine is placed by the config; one more below ``/guarded``, for callers with keys."""
+    engine is placed by the config; below ``/guarded`` what ``deployments/llm.yaml`` serves, for
+    callers with keys."""
     env = {
         **ENVIRONMENT, **OFTEN, "HF_HUB_OFFLINE": "1", "VLLM_LOGGING_LEVEL": "WARNING",
         "TWINPATH_TEST_LLAMA": str(llama), "TWINPATH_TEST_MINILM": str(minilm),
@@ -62,8 +63,6 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
     }  # fmt: skip
     placed = {"num_cpus": 0.1, "replicas": {"min": 2, "max": 2}}
     one = placed | {"replicas": {"min": 1, "max": 1}}
-    # Where there may be several replicas, rows are routed one by one.
-    some = placed | {"replicas": {"min": 1, "max": 2, "target_queue": 8}}
     applications = [
         {
             "name": app,
@@ -73,19 +72,31 @@ def session(llama: Path, minilm: Path) -> Iterator[ServeSession]:
         }
         for app, module, args in (
             ("support", "support_for_tests", one), ("chat", "llm_graph_for_tests", placed),
-            ("guarded", "llm_graph_for_tests", some),
         )
     ]  # fmt: skip
     with ServeSession(num_cpus=8, pythonpath=[ROOT / "platform", ROOT, HERE], env=env) as running:
         write_keys(running.folder / "keys", [])
-        applications[-1]["args"]["gateway"] = {
-            "api_keys": str(running.folder / "keys"), "limits": {"tokens": "1/day"},
-        }  # fmt: skip
+        applications.append(shipped(llama, running.folder / "keys"))
         config = running.folder / "config.yaml"
         config.write_text(yaml.safe_dump({"applications": applications}))
         running.deploy(config, timeout_s=300)
         running.wait_until_ready(*(f"/{app['name']}/readyz" for app in applications))
         yield running
+
+
+def shipped(model: Path, keys: Path) -> dict[str, Any]:
+    """The application of ``deployments/llm.yaml`` with this model, which is not compiled, and the
+    gateway that the file proposes."""
+    [app] = yaml.safe_load((ROOT / "deployments" / "llm.yaml").read_text())["applications"]
+    variables = app["runtime_env"]["env_vars"]
+    engine = json.loads(variables["TWINPATH_CHAT_ENGINE"])
+    variables |= {
+        "TWINPATH_CHAT_MODEL": str(model), "VLLM_CPU_KVCACHE_SPACE": "1",
+        "TWINPATH_CHAT_ENGINE": json.dumps(engine | {"enforce_eager": True, "dtype": "float32"}),
+    }  # fmt: skip
+    app["args"]["ingress"] = {"num_cpus": 0.1}
+    app["args"]["gateway"] = {"api_keys": str(keys), "limits": {"tokens": "1/day"}}
+    return app | {"name": "guarded", "route_prefix": "/guarded"}
 
 
 def ask(session: ServeSession, messages: list[str]) -> list[dict[str, Any]]:
@@ -183,6 +194,33 @@ def test_prompts_that_begin_alike_come_to_the_engine_that_has_read_their_beginni
             assert (read(body, "/v1/chat/completions") > 0) == (turn > 0)
 
 
+def test_a_session_stays_with_its_engine_and_beginnings_that_many_ask_for_come_to_both(session):
+    beginnings = [f"{topic} in all: " + " ".join(models.WORDS[topic:] * 3) for topic in range(6)]
+
+    async def read(prompts: list[str], **more: Any) -> list[int]:
+        """All at once: the tokens of each that were read before."""
+        url = f"{session.url}/chat"
+        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+            asked = [client.post("/v1/completions", json=chat(p, **more)) for p in prompts]
+            return [cached(answer.json()) for answer in await asyncio.gather(*asked)]
+
+    def one_by_one(turn: str, **more: Any) -> list[int]:
+        return [asyncio.run(read([f"{b} {turn}"], **more))[0] for b in beginnings]
+
+    assert one_by_one("first") == [0] * 6
+    first, *others = one_by_one("second", prompt_cache_key="ann")
+    assert first > 0, "a new session begins where the prompt's beginning is known"
+    assert 0 in others, "and stays there, though another engine knows other beginnings"
+    assert all(one_by_one("third", prompt_cache_key="ann"))
+    assert all(one_by_one("fourth"))
+
+    hot = "hot: " + " ".join(models.WORDS * 3)
+    assert asyncio.run(read([hot])) == [0]
+    many = asyncio.run(read([f"{hot} {n}" for n in range(32)], max_tokens=200, ignore_eos=True))
+    assert 0 in many, "the other engine helps, and had not read it"
+    assert sum(tokens > 0 for tokens in many) >= 8
+
+
 def test_what_engines_measure_of_themselves_is_among_rays_metrics(session):
     for _ in range(2):
         body = chat("the same beginning for all " * 8, max_tokens=8)
@@ -231,7 +269,7 @@ def test_a_placed_engine_has_the_openai_api_of_the_graph(session):
 
 def generated(session: ServeSession, prompt: str) -> list[dict[str, Any]]:
     """The events of the graph's own stream."""
-    url = f"{session.url}/chat/v2/models/chat/generate_stream"
+    url = f"{session.url}/chat/v2/models/writer/generate_stream"
     with httpx.stream("POST", url, json={"prompt": prompt}, timeout=120) as answer:
         assert answer.status_code == 200, answer.read()
         assert answer.headers["content-type"].startswith("text/event-stream")
@@ -251,12 +289,12 @@ def test_the_last_node_of_a_graph_streams_over_http_what_predict_answers(session
 def test_a_model_that_is_unloaded_is_so_for_streams_and_the_openai_api(session):
     asked = {
         "/v1/completions": chat("hello"), "/v1/completions?": chat("hello", stream=True),
-        "/v2/models/chat/generate_stream": {"prompt": "hello"},
+        "/v2/models/writer/generate_stream": {"prompt": "hello"},
         "/predict": {"rows": [{"prompt": "hello"}]},
     }  # fmt: skip
     with httpx.Client(base_url=f"{session.url}/chat", timeout=120) as client:
         for change, status in (("unload", 503), ("load", 200)):
-            told = client.post(f"/v2/repository/models/chat/{change}")
+            told = client.post(f"/v2/repository/models/writer/{change}")
             assert told.status_code == 200, told.text
             found = {path: client.post(path, json=body) for path, body in asked.items()}
             assert {answer.status_code for answer in found.values()} == {status}, found
@@ -354,35 +392,94 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
     )
 
 
+def key_for(session: ServeSession, name: str) -> dict[str, str]:
+    """Headers of a new caller of ``/guarded``, whose key is known there by now."""
+    key, record = new_key(name, ("chat",))
+    write_keys(session.folder / "keys", [record])
+    until(lambda: known_to(session, key), 20, "the key is known")
+    return {"Authorization": f"Bearer {key}"}
+
+
+def known_to(session: ServeSession, key: str) -> bool:
+    """Whether ``/guarded`` takes a key."""
+    known = {"Authorization": f"Bearer {key}"}
+    return httpx.get(f"{session.url}/guarded/v1/models", headers=known).is_success
+
+
 def test_tokens_of_placed_engines_are_charged(session):
-    asked = {"/v1/completions": chat("hello"), "/predict": {"rows": [{"prompt": "hello"}]}}
+    row = {"messages": json.dumps([{"role": "user", "content": "hello"}]), "max_tokens": 4}
+    asked = {"/v1/completions": chat("hello") | {"model": "chat"}, "/predict": {"rows": [row]}}
     with httpx.Client(base_url=f"{session.url}/guarded", timeout=120) as client:
         assert client.get("/v1/models").status_code == 401
-        keys = {path: new_key(f"caller of {path}", ("guarded",)) for path in asked}
-        write_keys(session.folder / "keys", [record for _, record in keys.values()])
         for path, body in asked.items():
-            known = {"Authorization": f"Bearer {keys[path][0]}"}
-            asking = functools.partial(client.get, "/v1/models", headers=known)
-            until(lambda ask=asking: ask().is_success, 20, "the key is known")
+            known = key_for(session, path)
             found = [client.post(path, json=body, headers=known).status_code for _ in range(2)]
             assert found == [200, 429], path
 
 
+def test_a_new_config_replaces_an_engine_and_no_stream_ends_early(session):
+    """The engine that is replaced writes to its end what it has begun, and leaves nothing."""
+    config = session.folder / "config.yaml"
+    changed = yaml.safe_load(config.read_text())
+    changed["applications"][-1]["args"]["ingress"]["num_cpus"] = 0.2
+    [old] = replicas_of(session, "guarded")
+    of_old = old.children(recursive=True)
+    # A day's tokens are enough for one answer, so each has a caller of its own.
+    made = [new_key(f"caller {number}", ("chat",)) for number in range(400)]
+    write_keys(session.folder / "keys", [record for _, record in made])
+    keys = [key for key, _ in made]
+    streams: list[list[Any]] = []
+    over = asyncio.Event()
+    body = chat("hello", max_tokens=LENGTH, ignore_eos=True, stream=True) | {"model": "chat"}
+
+    async def caller(client: httpx.AsyncClient) -> None:
+        while not over.is_set():
+            known = {"Authorization": f"Bearer {keys.pop()}"}
+            async with client.stream("POST", "/v1/completions", json=body, headers=known) as answer:
+                lines = [line async for line in answer.aiter_lines()]
+            assert answer.status_code == 200, lines
+            streams.append(events("\n".join(lines)))
+
+    async def ask_meanwhile() -> None:
+        url = f"{session.url}/guarded"
+        async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+            callers = [asyncio.create_task(caller(client)) for _ in range(4)]
+            config.write_text(yaml.safe_dump(changed))
+            await asyncio.to_thread(session.deploy, config, timeout_s=240)
+            gone = functools.partial(psutil.wait_procs, [old, *of_old], timeout=60)
+            _, left = await asyncio.to_thread(gone)
+            assert left == [], "the engine's processes are gone"
+            before = len(streams)
+            async with asyncio.timeout(60):
+                while len(streams) < before + 8:  # noqa: ASYNC110  # streams have no event
+                    await asyncio.sleep(0.1)
+            over.set()
+            await asyncio.gather(*callers)
+
+    until(lambda: known_to(session, keys[0]), 20, "the keys are known")
+    keys.pop(0)
+    asyncio.run(ask_meanwhile())
+    for stream in streams:
+        assert stream[-1] == "[DONE]", stream[-3:]
+        ends = [choice["finish_reason"] for event in stream[:-1] for choice in event["choices"]]
+        assert ends[-1] == "length"
+    assert len(set(map(written, streams))) == 1
+    assert old not in replicas_of(session, "guarded")
+
+
 def test_sequences_that_an_engine_has_to_write_bring_another_replica(session):
     """The last one: the other replica starts while the session ends."""
-    key, record = new_key("many", ("guarded",))
-    write_keys(session.folder / "keys", [record])
+    known = key_for(session, "many")
     assert len(replicas_of(session, "guarded")) == 1
-    known = {"Authorization": f"Bearer {key}"}
-    models_of = functools.partial(httpx.get, f"{session.url}/guarded/v1/models", headers=known)
-    until(lambda: models_of().is_success, 20, "the key is known")
 
     async def ask() -> None:
         async with httpx.AsyncClient(base_url=f"{session.url}/guarded", headers=known) as client:
             # Seven requests: by their number one replica would do, by their sequences it does not.
             asking = [
                 asyncio.create_task(
-                    client.post("/v1/completions", json=long_answer(n, n=16), timeout=120)
+                    client.post(
+                        "/v1/completions", json=long_answer(n, n=16, model="chat"), timeout=120
+                    )
                 )
                 for n in range(7)
             ]

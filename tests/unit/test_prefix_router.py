@@ -24,7 +24,7 @@ def router(**settings):
     return made
 
 
-def pending(request: str, **columns: str) -> PendingRequest:
+def pending(request: str, **columns: str | None) -> PendingRequest:
     rows = {name: np.array([value], dtype=object) for name, value in columns.items()}
     return PendingRequest([rows], {}, SimpleNamespace(internal_request_id=request))
 
@@ -47,6 +47,15 @@ async def test_calls_that_are_no_rows_may_go_anywhere():
     assert await chosen(made, pending("1", other="x")) == [["a", "b"]]
     assert await chosen(made, PendingRequest([], {}, SimpleNamespace())) == [["a", "b"]]
     assert await made.choose_replicas([], pending("1", prompt="x")) == []
+
+
+@pytest.mark.parametrize("empty", [None, ""])
+async def test_rows_that_name_no_session_do_not_belong_together(empty):
+    made = router(column="prompt", session="who")
+    in_none = [await chosen(made, pending(str(n), prompt="hi", who=empty)) for n in range(4)]
+    assert {rank[0][0] for rank in in_none} == {"a", "b"}
+    in_one = [await chosen(made, pending(str(n), prompt="hi", who="ann")) for n in range(4)]
+    assert len({rank[0][0] for rank in in_one}) == 1
 
 
 async def test_a_request_counts_until_it_is_completed_or_given_up():

@@ -22,7 +22,9 @@ def plan_memory(
     ] = None,
     versions: Annotated[int, typer.Option(help="Versions loaded at a time on a card.")] = 1,
     sequences: Annotated[int, typer.Option(help="Sequences of full length at a time.")] = 1,
-    headroom: Annotated[float, typer.Option(help="Part of the memory left free.")] = 0.125,
+    headroom: Annotated[
+        float, typer.Option(help="Part of the memory left free, at least 0.1.")
+    ] = 0.125,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of a sequence.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Cards for one engine.")] = None,
     dtype: Annotated[str, typer.Option(help="As vLLM's --dtype.")] = "auto",

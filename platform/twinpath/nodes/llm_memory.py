@@ -26,6 +26,8 @@ from twinpath.errors import ConfigError, MemoryPlanError
 
 #: Part of the memory that is left free unless said otherwise: fragments, graphs, other processes.
 HEADROOM = 0.125
+#: Less is refused.
+LEAST_HEADROOM = 0.1
 GIB = 1 << 30
 #: What vLLM takes where its engine arguments do not say (their defaults in 0.32).
 MAX_NUM_SEQS, MAX_BATCHED_TOKENS = 256, 2048
@@ -245,8 +247,11 @@ def plan_memory(
     for name, value in (("versions", versions), ("sequences", sequences), ("memory", total_bytes)):
         if value < 1:
             raise ConfigError(f"{name}: expected at least 1, got {value}")
-    if not 0 <= headroom < 1:
-        raise ConfigError(f"headroom: expected a part below 1, such as 0.125, got {headroom}")
+    if not LEAST_HEADROOM <= headroom < 1:
+        raise ConfigError(
+            f"headroom: expected a part from {LEAST_HEADROOM} to below 1, such as {HEADROOM}, got "
+            f"{headroom}: what frameworks and fragments take is in no plan"
+        )
     shape = read_shape(model, str(options.get("dtype", "auto")))
     ranks = int(options.get("tensor_parallel_size") or 1)
     kv_dtype = str(options.get("kv_cache_dtype") or "auto")

@@ -12,6 +12,7 @@ from ray.serve._private.request_router.common import PendingRequest
 from ray.serve._private.request_router.replica_wrapper import RunningReplica
 from ray.serve._private.request_router.request_router import RequestRouter
 
+from twinpath.graph.columns import Columns
 from twinpath.online.prefix_policy import PrefixPolicy
 
 
@@ -42,15 +43,21 @@ class PrefixRouter(RequestRouter):
             return [candidate_replicas]
         request = pending_request.metadata.internal_request_id
         by_id = {replica.replica_id: replica for replica in candidate_replicas}
-        session = columns.get(self._session) if self._session else None
-        session = None if session is None else str(session[0])
         prompt = str(columns[self._column][0])
-        chosen = self._policy.choose(request, prompt, sorted(by_id, key=str), session)
+        chosen = self._policy.choose(
+            request, prompt, sorted(by_id, key=str), self._session_of(columns)
+        )
         pending_request.future.add_done_callback(
             lambda future: self._policy.ended(request) if future.cancelled() else None
         )
         others = [replica for key, replica in by_id.items() if key != chosen]
         return [[by_id[chosen]], others] if others else [[by_id[chosen]]]
+
+    def _session_of(self, columns: Columns) -> str | None:
+        """The row's session. A row whose column is empty belongs to none."""
+        given = columns.get(self._session) if self._session else None
+        session = None if given is None else given[0]
+        return None if session is None or session == "" else str(session)
 
     def on_request_routed(
         self, pending_request: PendingRequest, replica_id: Any, result: Any
