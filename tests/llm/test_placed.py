@@ -425,7 +425,7 @@ def test_a_new_config_replaces_an_engine_and_no_stream_ends_early(session):
     [old] = replicas_of(session, "guarded")
     of_old = old.children(recursive=True)
     # A day's tokens are enough for one answer, so each has a caller of its own.
-    made = [new_key(f"caller {number}", ("chat",)) for number in range(400)]
+    made = [new_key(f"caller {number}", ("chat",)) for number in range(3000)]
     write_keys(session.folder / "keys", [record for _, record in made])
     keys = [key for key, _ in made]
     streams: list[list[Any]] = []
