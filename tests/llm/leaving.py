@@ -4,17 +4,18 @@ all the same, as Prometheus would read it."""
 import asyncio
 import json
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
+import psutil
 
+from llm.processes import worked_s
 from twinpath.online.session import ServeSession
 
 #: Of a session that is asked for these counts: Ray's exporter has them two seconds later.
 OFTEN = {"RAY_metrics_report_interval_ms": "2000"}
 CLIENTS, CHOICES, LENGTH = 60, 8, 440
-#: Tokens that are written for clients who stay.
-WHOLE = CLIENTS * CHOICES * LENGTH
 
 
 def long_answer(number: int, **more: Any) -> dict[str, Any]:
@@ -50,14 +51,16 @@ def tokens_written(session: ServeSession) -> float:
 
 
 def nothing_is_left(session: ServeSession) -> bool:
-    """Whether the engines have neither sequences nor blocks of them."""
+    """Whether the engines have neither sequences nor blocks of them, by what they told last of
+    themselves once nothing is written any more."""
+    tokens_written(session)
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     return all(set(vllm_counts(session, name).values()) == {0} for name in names)
 
 
-async def hang_up_on_streams(session: ServeSession) -> int:
-    """Ask for a hundred streams and hang up on each at its first event; the tokens that would be
-    written for clients who stay."""
+async def hang_up_on_streams(session: ServeSession) -> None:
+    """Ask for a hundred streams, which two engines need some ten seconds for, and hang up on each
+    at its first event."""
     clients, choices = 100, 2
 
     async def hang_up(client: httpx.AsyncClient, number: int) -> None:
@@ -68,19 +71,17 @@ async def hang_up_on_streams(session: ServeSession) -> int:
 
     async with httpx.AsyncClient(base_url=f"{session.url}/chat") as client:
         await asyncio.gather(*(hang_up(client, number) for number in range(clients)))
-    return clients * choices * LENGTH
 
 
-async def hang_up_on_whole_answers(session: ServeSession) -> None:
-    """Ask for answers that come in one piece, and hang up while they are made."""
-
-    def written() -> float:
-        return sum(vllm_counts(session, "generation_tokens_total").values())
-
-    before = written()
+async def hang_up_on_whole_answers(
+    session: ServeSession, engines: Sequence[psutil.Process]
+) -> None:
+    """Ask for answers that come in one piece, which take some twenty seconds, and hang up while
+    they are made."""
+    before_s = worked_s(engines)
     writers = await asyncio.gather(*(_asked(session, number) for number in range(CLIENTS)))
     deadline_s = time.monotonic() + 60
-    while await asyncio.to_thread(written) == before:
+    while worked_s(engines) < before_s + 1:
         assert time.monotonic() < deadline_s, "no engine writes anything"
         await asyncio.sleep(0.1)
     for writer in writers:

@@ -2,7 +2,6 @@
 engine whose replicas are chosen by the beginning of a prompt."""
 
 import asyncio
-import contextlib
 import functools
 import json
 import sys
@@ -24,7 +23,6 @@ from llm.conftest import ENVIRONMENT, SERVED
 from llm.leaving import (
     LENGTH,
     OFTEN,
-    WHOLE,
     hang_up_on_streams,
     hang_up_on_whole_answers,
     long_answer,
@@ -32,7 +30,8 @@ from llm.leaving import (
     tokens_written,
     vllm_counts,
 )
-from llm.test_served import engines, events, is_of, many_streams, until, written
+from llm.processes import engines_of, replicas_of, rest_within
+from llm.test_served import events, many_streams, until, written
 from llm.test_support import KNOWN, STRANGE
 from twinpath.nodes.llm_metrics import EXPORTED
 from twinpath.online.gateway.keys import new_key, write_keys
@@ -303,16 +302,16 @@ def test_a_model_that_is_unloaded_is_so_for_streams_and_the_openai_api(session):
 
 
 def test_a_hundred_clients_that_hang_up_leave_the_placed_engines_nothing_to_write(session):
-    before = tokens_written(session)
-    whole = asyncio.run(hang_up_on_streams(session))
-    assert 0 < tokens_written(session) - before < whole / 2
+    at_work = engines_of(session, "chat")
+    asyncio.run(hang_up_on_streams(session))
+    assert rest_within(at_work, 1)
     assert nothing_is_left(session)
 
 
 def test_clients_that_hang_up_on_a_whole_answer_leave_the_placed_engines_nothing_to_write(session):
-    before = tokens_written(session)
-    asyncio.run(hang_up_on_whole_answers(session))
-    assert 0 < tokens_written(session) - before < WHOLE / 2
+    at_work = engines_of(session, "chat")
+    asyncio.run(hang_up_on_whole_answers(session, at_work))
+    assert rest_within(at_work, 1)
     assert nothing_is_left(session)
 
 
@@ -328,17 +327,17 @@ def test_deadlines_end_the_sequences_of_placed_engines(session):
         async with httpx.AsyncClient(base_url=f"{session.url}/chat", timeout=120) as client:
             return await asyncio.gather(late(client, False), late(client, True))
 
-    before = tokens_written(session)
+    at_work = engines_of(session, "chat")
     whole, streamed = asyncio.run(both())
+    assert rest_within(at_work, 1), "one of them was not ended"
     assert whole.status_code == 504
     assert all("deadline_exceeded" in answer.text for answer in (whole, streamed))
-    assert tokens_written(session) - before < choices * LENGTH / 2, "one of them was not ended"
     assert nothing_is_left(session)
 
 
 def test_examples_answer_while_the_engine_is_replaced(session):
     before = ask(session, MESSAGES)
-    [engine] = [process for process in engines(session) if is_of(process, "support")]
+    [engine] = engines_of(session, "support")
     engine.kill()
     known = ask(session, [*KNOWN])
     assert {reply["answered_by"] for reply in known} == {"examples"}
@@ -357,21 +356,11 @@ def test_examples_answer_while_the_engine_is_replaced(session):
     assert not engine.is_running()
 
 
-def replicas_of(session: ServeSession, app: str) -> list[psutil.Process]:
-    """The processes of an application's engine replicas."""
-    found = []
-    for process in session.processes():
-        with contextlib.suppress(psutil.Error):
-            if f"ServeReplica:{app}:llm" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(session):
     url = f"{session.url}/chat"
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
-    first, _ = before = replicas_of(session, "chat")
+    first, _ = before = replicas_of(session, "chat", "llm")
     of_first = first.children(recursive=True)
     assert any("EngineCore" in " ".join(process.cmdline()) for process in of_first)
     found = asyncio.run(many_streams(url, 12, first.kill))
@@ -386,7 +375,10 @@ def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(sess
     _, left = psutil.wait_procs(of_first, timeout=30)
     assert left == [], "its engine's processes are gone"
     until(
-        lambda: len(replicas_of(session, "chat")) == 2 and replicas_of(session, "chat") != before,
+        lambda: (
+            len(replicas_of(session, "chat", "llm")) == 2
+            and replicas_of(session, "chat", "llm") != before
+        ),
         120,
         "another one",
     )
@@ -422,7 +414,7 @@ def test_a_new_config_replaces_an_engine_and_no_stream_ends_early(session):
     config = session.folder / "config.yaml"
     changed = yaml.safe_load(config.read_text())
     changed["applications"][-1]["args"]["ingress"]["num_cpus"] = 0.2
-    [old] = replicas_of(session, "guarded")
+    [old] = replicas_of(session, "guarded", "llm")
     of_old = old.children(recursive=True)
     # A day's tokens are enough for one answer, so each has a caller of its own.
     made = [new_key(f"caller {number}", ("chat",)) for number in range(3000)]
@@ -464,13 +456,13 @@ def test_a_new_config_replaces_an_engine_and_no_stream_ends_early(session):
         ends = [choice["finish_reason"] for event in stream[:-1] for choice in event["choices"]]
         assert ends[-1] == "length"
     assert len(set(map(written, streams))) == 1
-    assert old not in replicas_of(session, "guarded")
+    assert old not in replicas_of(session, "guarded", "llm")
 
 
 def test_sequences_that_an_engine_has_to_write_bring_another_replica(session):
     """The last one: the other replica starts while the session ends."""
     known = key_for(session, "many")
-    assert len(replicas_of(session, "guarded")) == 1
+    assert len(replicas_of(session, "guarded", "llm")) == 1
 
     async def ask() -> None:
         async with httpx.AsyncClient(base_url=f"{session.url}/guarded", headers=known) as client:
@@ -484,7 +476,7 @@ def test_sequences_that_an_engine_has_to_write_bring_another_replica(session):
                 for n in range(7)
             ]
             deadline_s = time.monotonic() + 60
-            while len(replicas_of(session, "guarded")) < 2:
+            while len(replicas_of(session, "guarded", "llm")) < 2:
                 assert time.monotonic() < deadline_s, [task.done() for task in asking]
                 assert not all(task.done() for task in asking)
                 await asyncio.sleep(0.5)
