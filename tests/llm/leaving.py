@@ -35,7 +35,7 @@ def vllm_counts(session: ServeSession, name: str) -> dict[str, float]:
     return {
         line.partition('replica="')[2].partition('"')[0]: float(line.rpartition(" ")[2])
         for line in samples
-        if 'graph="writer"' in line
+        if 'application="chat"' in line
     }
 
 

@@ -139,7 +139,8 @@ def test_requests_are_counted_by_serve(served: Served):
         call = channel.unary_unary("/inference.GRPCInferenceService/ModelMetadata")
         call(metadata, metadata=(("application", "fused"),), timeout=30)
     until(lambda: served.counted("fused", "ModelMetadata") >= 1, 60, "a call is counted")
-    lines = [line for line in served.metrics() if 'graph="fused"' in line]
+    labels = ('application="fused"', 'graph="fused"')
+    lines = [line for line in served.metrics() if all(label in line for label in labels)]
     for name in ("requests_total", "queue_seconds_count", "batch_rows_bucket", "node_seconds_sum",
                  "decode_seconds_count", "encode_seconds_sum"):  # fmt: skip
         assert any(line.startswith(f"ray_twinpath_{name}{{") for line in lines), name

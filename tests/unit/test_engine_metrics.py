@@ -53,7 +53,7 @@ def test_what_changed_is_handed_on_and_now_and_then_everything():
         Sample("vllm:a_bucket", "+Inf", 3, "x"),
     ]
     recorder = Recorder()
-    metrics = EngineMetrics("chat", "r1", lambda: now, recorder.make)
+    metrics = EngineMetrics(recorder.make, lambda: now)
     metrics.flush()
     metrics.flush()
     assert recorder.calls == 2

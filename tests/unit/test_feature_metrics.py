@@ -43,7 +43,7 @@ def lookup(monkeypatch: pytest.MonkeyPatch) -> FeatureLookup:
 
 def test_counters_get_what_is_new_and_gauges_what_is(lookup: FeatureLookup):
     made = Made()
-    metrics = FeatureMetrics("flights", "r1", {"lookup": lookup, "other": object()}, made.make)
+    metrics = FeatureMetrics(made.make, {"lookup": lookup, "other": object()})
     metrics.flush()
     assert made.values == {}
     lookup.statistics.reads, lookup.statistics.rows = 2, 40
@@ -62,7 +62,7 @@ async def test_they_are_flushed_soon_after_a_batch(
 ):
     monkeypatch.setattr(feature_metrics, "FLUSH_S", 0.01)
     made = Made()
-    metrics = FeatureMetrics("flights", "r1", {"lookup": lookup}, made.make)
+    metrics = FeatureMetrics(made.make, {"lookup": lookup})
     lookup.statistics.reads = 1
     metrics.soon()
     metrics.soon()
@@ -76,5 +76,5 @@ def test_every_statistic_is_a_metric():
 
 def test_a_graph_without_a_lookup_makes_no_metric():
     made = Made()
-    FeatureMetrics("flights", "r1", {"other": object()}, made.make).flush()
+    FeatureMetrics(made.make, {"other": object()}).flush()
     assert made.values == {}

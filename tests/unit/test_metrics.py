@@ -34,8 +34,7 @@ class Recorder:
         return Metric()
 
     def get(self, name: str, **labels: str) -> float:
-        tags = {"graph": "g", "replica": "r"} | labels
-        return self.values[name, tuple(sorted(tags.items()))]
+        return self.values[name, tuple(sorted(labels.items()))]
 
 
 def test_a_bucket_holds_what_is_at_most_its_bound():
@@ -49,7 +48,7 @@ def test_a_bucket_holds_what_is_at_most_its_bound():
 async def test_requests_and_batches_are_counted_exactly():
     recorder = Recorder()
     statistics = Statistics()
-    metrics = GraphMetrics("g", "r", recorder.make, statistics)
+    metrics = GraphMetrics(recorder.make, statistics)
     for queue_s, status in ((0.0001, 200), (0.003, 200), (0.3, 503)):
         asked = Ask("g", {})
         asked.timing = Timing(queue_s, 0.01, 4, {"a": 0.004})

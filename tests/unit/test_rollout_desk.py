@@ -317,10 +317,10 @@ def test_metrics_say_where_a_rollout_is_and_fall_to_nothing_after_it(desk: Desk,
         return Gauge()
 
     def value(name: str, **labels: str) -> float:
-        tags = {"graph": "g", "model": "delay"} | labels
+        tags = {"model": "delay"} | labels
         return values[f"twinpath_{name}", tuple(sorted(tags.items()))]
 
-    metrics = RolloutMetrics("g", make)
+    metrics = RolloutMetrics(make)
     desk.start("delay", asked())
     director = Director(desk, "delay", clock)
     run(director, clock, 3)

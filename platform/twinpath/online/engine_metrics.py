@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from twinpath.nodes.llm_metrics import Sample
+from twinpath.online.metrics import Make
 
 EVERY_S = 1.0
 #: So often all values are handed over: Ray's exporter forgets a gauge that nobody sets for two of
@@ -17,17 +18,9 @@ ALL_EVERY = 3
 
 
 class EngineMetrics:
-    """The metrics of one engine. ``read`` gives its values, ``make`` makes a gauge; see
-    `metrics.ray_metric`."""
+    """The metrics of one engine. ``read`` gives its values."""
 
-    def __init__(
-        self,
-        graph: str,
-        replica: str,
-        read: Callable[[], Iterable[Sample]],
-        make: Callable[[str, str, str, tuple[str, ...]], Any],
-    ) -> None:
-        self._fixed = {"graph": graph, "replica": replica}
+    def __init__(self, make: Make, read: Callable[[], Iterable[Sample]]) -> None:
         self._read, self._make = read, make
         self._gauges: dict[str, Any] = {}
         self._last: dict[tuple[str, str], float] = {}
@@ -45,11 +38,10 @@ class EngineMetrics:
             self._last[key] = sample.value
             gauge = self._gauges.get(sample.name)
             if gauge is None:
-                labels = ("graph", "replica", "le") if sample.le else ("graph", "replica")
+                labels = ("le",) if sample.le else ()
                 name = sample.name.replace(":", "_")
                 gauge = self._gauges[sample.name] = self._make("Gauge", name, sample.text, labels)
-            tags = self._fixed | ({"le": sample.le} if sample.le else {})
-            gauge.set(sample.value, tags=tags)
+            gauge.set(sample.value, tags={"le": sample.le} if sample.le else {})
 
     async def publish(self) -> None:
         """Flush once a second, for ever."""

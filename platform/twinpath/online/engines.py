@@ -16,7 +16,7 @@ from twinpath.nodes.llm_usage import USAGE, Usage
 from twinpath.online.engine_metrics import EngineMetrics
 from twinpath.online.health import end_with
 from twinpath.online.leaving import run
-from twinpath.online.metrics import ray_metric
+from twinpath.online.metrics import Make
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,10 @@ class EngineSide:
     """What a replica does for the engine of ``node`` beside asking it for rows. Made in the event
     loop of the replica."""
 
-    def __init__(self, node: Any, graph: str, replica: str) -> None:
+    def __init__(self, node: Any, make: Make) -> None:
         self._node = node
         self._app: asyncio.Future[Any] | None = None
-        metrics = EngineMetrics(graph, replica, samples, ray_metric)
+        metrics = EngineMetrics(make, samples)
         self._tasks = {
             asyncio.create_task(end_with(node.check_health)),
             asyncio.create_task(metrics.publish()),

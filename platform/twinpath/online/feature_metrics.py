@@ -1,11 +1,11 @@
 """What feature lookups read, as metrics of Ray's exporter beside those of their graph."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from twinpath.nodes.features import FeatureLookup
-from twinpath.online.metrics import FLUSH_S
+from twinpath.online.metrics import FLUSH_S, Make
 
 #: Count of `FeatureLookup.statistics` → what the counter ``twinpath_feature_<count>`` says.
 COUNTS = {
@@ -25,25 +25,16 @@ AGES = {
 
 
 class FeatureMetrics:
-    """The metrics of the lookups among some loaded nodes, by name. ``make`` makes a gauge or a
-    counter; see `metrics.ray_metric`."""
+    """The metrics of the lookups among some loaded nodes, by name."""
 
-    def __init__(
-        self,
-        graph: str,
-        replica: str,
-        nodes: Mapping[str, Any],
-        make: Callable[[str, str, str, tuple[str, ...]], Any],
-    ) -> None:
-        self._fixed = {"graph": graph, "replica": replica}
+    def __init__(self, make: Make, nodes: Mapping[str, Any]) -> None:
         self._lookups = {n: node for n, node in nodes.items() if isinstance(node, FeatureLookup)}
         self._told: dict[tuple[str, str], float] = {}
         self._due = False
         if not self._lookups:
             return
-        labels = ("graph", "replica", "node")
         self._made = {
-            name: make(kind, f"twinpath_feature_{name}", text, labels)
+            name: make(kind, f"twinpath_feature_{name}", text, ("node",))
             for kind, texts in (("Counter", COUNTS), ("Gauge", AGES))
             for name, text in texts.items()
         }
@@ -58,7 +49,7 @@ class FeatureMetrics:
         """Hand what is new to the exporter."""
         self._due = False
         for node, lookup in self._lookups.items():
-            tags = self._fixed | {"node": node}
+            tags = {"node": node}
             statistics = lookup.statistics
             for name in COUNTS:
                 value = getattr(statistics, name)

@@ -22,7 +22,10 @@ FLUSH_S = 1.0
 _SECONDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096, 16384)
 
-#: Name → (labels beside ``graph`` and ``replica``, what it says).
+#: Makes a gauge or counter by kind, name, text and labels; see `replica_metrics`.
+Make = Callable[[str, str, str, tuple[str, ...]], Any]
+
+#: Name → (labels beside those of `replica_metrics`, what it says).
 COUNTERS = {
     "twinpath_requests": (("transport", "status"), "Inference requests answered."),
     "twinpath_rows": ((), "Rows that were run."),
@@ -69,30 +72,20 @@ class Buckets:
 
 
 class GraphMetrics:
-    """The metrics of one graph in one replica. ``make`` makes a gauge or counter by kind, name,
-    text and labels; Ray's by default."""
+    """The metrics of one graph in one replica."""
 
-    def __init__(
-        self,
-        graph: str,
-        replica: str,
-        make: Callable[[str, str, str, tuple[str, ...]], Any],
-        statistics: Statistics,
-    ) -> None:
+    def __init__(self, make: Make, statistics: Statistics) -> None:
         self._statistics = statistics
-        self._fixed = {"graph": graph, "replica": replica}
-        both = ("graph", "replica")
         self._counters = {
-            name: make("Counter", name, text, (*both, *labels))
-            for name, (labels, text) in COUNTERS.items()
+            name: make("Counter", name, text, labels) for name, (labels, text) in COUNTERS.items()
         }
         self._gauges = {
-            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, (*both, *labels, *more))
+            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, (*labels, *more))
             for name, (_, labels, text) in HISTOGRAMS.items()
             for part, more in (("bucket", ("le",)), ("sum", ()), ("count", ()))
         }
         self._gauges |= {
-            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, both)
+            f"{name}_{part}": make("Gauge", f"{name}_{part}", text, ())
             for name, (_, text) in SUMS.items()
             for part in ("sum", "count")
         }
@@ -139,10 +132,10 @@ class GraphMetrics:
         self._answers.clear()
         for (name, values), count in self._counts.items():
             labels = dict(zip(COUNTERS[name][0], values, strict=True))
-            self._counters[name].inc(count, tags=self._fixed | labels)
+            self._counters[name].inc(count, tags=labels)
         self._counts.clear()
         for (name, value), buckets in self._buckets.items():
-            tags = self._fixed | (dict.fromkeys(HISTOGRAMS[name][1], value))
+            tags = dict.fromkeys(HISTOGRAMS[name][1], value)
             series = buckets.cumulative()
             for bound, count in series:
                 self._gauges[f"{name}_bucket"].set(count, tags=tags | {"le": bound})
@@ -150,14 +143,30 @@ class GraphMetrics:
             self._gauges[f"{name}_sum"].set(buckets.total, tags=tags)
         for name, (stage, _) in SUMS.items():
             spent: Duration = getattr(self._statistics, stage)
-            self._gauges[f"{name}_count"].set(spent.count, tags=self._fixed)
-            self._gauges[f"{name}_sum"].set(spent.seconds, tags=self._fixed)
+            self._gauges[f"{name}_count"].set(spent.count, tags={})
+            self._gauges[f"{name}_sum"].set(spent.seconds, tags={})
         for flush in self.also:
             flush()
 
 
-def ray_metric(kind: str, name: str, text: str, labels: tuple[str, ...]) -> Any:
-    """One of Ray's metrics; for `GraphMetrics`."""
+def ray_metrics(**fixed: str) -> Make:
+    """Makes Ray's metrics, each with these labels beside its own."""
     from ray.util import metrics
 
-    return getattr(metrics, kind)(name, text, tag_keys=labels)
+    def make(kind: str, name: str, text: str, labels: tuple[str, ...]) -> Any:
+        made = getattr(metrics, kind)(name, text, tag_keys=(*fixed, *labels))
+        made.set_default_tags(fixed)
+        return made
+
+    return make
+
+
+def replica_metrics(graph: str) -> Make:
+    """`ray_metrics` with the labels ``application``, ``graph`` and ``replica`` of the Serve replica
+    that this runs in."""
+    from ray import serve
+
+    context = serve.get_replica_context()
+    return ray_metrics(
+        application=context.app_name, graph=graph, replica=context.replica_id.unique_id
+    )

@@ -33,7 +33,7 @@ from twinpath.online.gateway.build import refuse_public
 from twinpath.online.grpc_methods import GrpcMethods
 from twinpath.online.handles import answers, remote, routes_rows, streamed
 from twinpath.online.housekeeping import put_behind
-from twinpath.online.metrics import GraphMetrics, ray_metric
+from twinpath.online.metrics import GraphMetrics, replica_metrics
 from twinpath.online.protocols.generate_stream import stream_routes
 from twinpath.online.protocols.openai import OpenAIDoor, engine_step
 from twinpath.online.protocols.openai_remote import RemoteEngine
@@ -133,17 +133,14 @@ class Ingress(GrpcMethods):
         if self._side is not None:
             app.frontend.tell(self._side.feedback.remember)
         plane = app.frontend.plane
-        metrics = GraphMetrics(self._plan.graph_name, replica, ray_metric, plane.statistics)
+        make = replica_metrics(self._plan.graph_name)
+        metrics = GraphMetrics(make, plane.statistics)
         nodes = self._executor.nodes
-        metrics.also.append(FeatureMetrics(self._plan.graph_name, replica, nodes, ray_metric).flush)
+        metrics.also.append(FeatureMetrics(make, nodes).flush)
         app.frontend.observe = metrics.request
         plane.observe_batch = metrics.batch
         plane.switch = self._switch
-        self._sides = [
-            EngineSide(node, self._plan.graph_name, replica)
-            for node in nodes.values()
-            if is_engine(node)
-        ]
+        self._sides = [EngineSide(node, make) for node in nodes.values() if is_engine(node)]
         step = engine_step(self._plan)
         if step is not None and step.placement is None:
             [side], self._engine = self._sides, nodes[step.name]
@@ -261,14 +258,14 @@ class PlacedNode:
         nodes = {step.name: self._runner.node}
         self._features: FeatureMetrics | None = None
         if isinstance(self._runner.node, FeatureLookup):
-            self._features = FeatureMetrics(graph, _replica(), nodes, ray_metric)
+            self._features = FeatureMetrics(replica_metrics(graph), nodes)
         self._reporter: Reporter | None = None
         if controller is not None and reports(self._runner.node):
             self._reporter = Reporter(nodes, teller(controller), _replica(), interval_s)
             self._reporter.start()
         self._side: EngineSide | None = None
         if is_engine(self._runner.node):
-            self._side = EngineSide(self._runner.node, graph, _replica())
+            self._side = EngineSide(self._runner.node, replica_metrics(graph))
         settle()
         put_behind(os.environ)
 

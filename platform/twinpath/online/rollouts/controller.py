@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twinpath.errors import InputError, TwinpathError, UnknownModelError, did_you_mean
-from twinpath.online.metrics import ray_metric
+from twinpath.online.metrics import ray_metrics
 from twinpath.online.rollouts.args import RolloutArgs
 from twinpath.online.rollouts.desk import Desk
 from twinpath.online.rollouts.director import Director
@@ -30,6 +30,8 @@ class RolloutController:
     """Serve deployment. Replicas call :meth:`report`, the admin API :meth:`ask`."""
 
     def __init__(self, graph: str, nodes: Sequence[WatchedNode], args: RolloutArgs) -> None:
+        from ray import serve
+
         from twinpath.registry.client import Registry
 
         self._graph, self._args = graph, args
@@ -46,7 +48,9 @@ class RolloutController:
         #: Counts changes of each model: those that webhooks told of, and the rollout's. Another
         #: controller begins elsewhere, so that replicas see a change then, too.
         self._changes = dict.fromkeys(self._directors, time.time_ns())
-        self._metrics = RolloutMetrics(graph, ray_metric)
+        self._metrics = RolloutMetrics(
+            ray_metrics(application=serve.get_replica_context().app_name, graph=graph)
+        )
         self._ticked_s = time.monotonic()
         self._lock = asyncio.Lock()
         self._task = asyncio.get_running_loop().create_task(self._run())

@@ -1,11 +1,12 @@
 """Prometheus metrics of rollouts, through Ray's exporter."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from twinpath.online.metrics import Make
 from twinpath.online.rollouts.director import Director
 
-#: Name → (labels beside ``graph`` and ``model``, what it says).
+#: Name → (labels beside ``application``, ``graph`` and ``model``, what it says).
 GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
     "twinpath_rollout_live": ((), "1 while a rollout is under way."),
     "twinpath_rollout_step": ((), "Index of the step; -1: shadow first."),
@@ -24,12 +25,11 @@ GAUGES: dict[str, tuple[tuple[str, ...], str]] = {
 
 
 class RolloutMetrics:
-    """The metrics of one graph's rollouts. ``make``: see `online.metrics.GraphMetrics`."""
+    """The metrics of one graph's rollouts."""
 
-    def __init__(self, graph: str, make: Callable[[str, str, str, tuple[str, ...]], Any]) -> None:
-        self._graph = graph
+    def __init__(self, make: Make) -> None:
         self._gauges = {
-            name: make("Gauge", name, text, ("graph", "model", *labels))
+            name: make("Gauge", name, text, ("model", *labels))
             for name, (labels, text) in GAUGES.items()
         }
         #: Series that were set last time, so that those which are gone fall to 0.
@@ -65,7 +65,7 @@ class RolloutMetrics:
         self._hand_over(model, told)
 
     def _hand_over(self, model: str, told: Sequence[tuple[str, dict[str, str], float]]) -> None:
-        fixed = {"graph": self._graph, "model": model}
+        fixed = {"model": model}
         now: dict[str, set[tuple[tuple[str, str], ...]]] = {name: set() for name in GAUGES}
         for name, labels, value in told:
             now[name].add(tuple(sorted(labels.items())))
