@@ -46,8 +46,8 @@ lint: setup  ## formatting, lint, types and import direction
 	PYTHONPATH=platform $(VENV)/bin/lint-imports
 
 .PHONY: check
-check: lint  ## lint and the quick tests, in about a minute
-	$(call within,300) $(PYTEST) -q tests/unit -m "not slow and not network" $(ARGS)
+check: lint  ## lint and the quick tests, in about a minute and a half
+	$(call within,300) $(PYTEST) -q -n 2 --dist loadfile tests/unit -m "not slow and not network" $(ARGS)
 
 # One pytest over everything, so that its closing line counts every test. INT when it takes too
 # long: pytest then ends what it started, and says what failed until then.

@@ -52,6 +52,7 @@ def test_a_result_is_a_table_a_json_file_and_a_picture(tmp_path: Path, monkeypat
     assert path.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_the_list_names_what_can_be_run():
     pytest.importorskip("ray")
     done = subprocess.run(
@@ -193,6 +194,7 @@ def test_a_server_that_breaks_in_a_round_is_started_anew(monkeypatch, tmp_path: 
     assert len(found.loads["echo", "x", 32]) == 2, "the round in which it broke is missing"
 
 
+@pytest.mark.slow
 def test_a_server_that_does_not_start_is_tried_twice_and_noted(monkeypatch, tmp_path: Path):
     bench = pytest.importorskip("benchmarks.online.bench", exc_type=ImportError)
     tries = []

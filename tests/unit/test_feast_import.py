@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("feast")
+pytestmark = pytest.mark.slow
 
 
 def run(code: str, *arguments: str) -> str:

@@ -16,6 +16,8 @@ from twinpath.online import session as session_module
 from twinpath.online.environment import FAST_PATH
 from twinpath.online.session import MARKER, PORTS, ServeSession, free_ports, serve_ports
 
+pytestmark = pytest.mark.slow
+
 STUBBORN = (
     "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); "
     "print('up', flush=True); time.sleep(60)"

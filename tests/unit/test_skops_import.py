@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 
 def test_a_skops_file_is_loaded_without_torch(tmp_path: Path):
     linear_model = pytest.importorskip("sklearn.linear_model")
