@@ -101,9 +101,9 @@ def test_a_row_that_the_engine_refuses_fails_alone(llm: LLM, loop: asyncio.Runne
     answer = loop.run(llm.predict(columns))
     errors = answer[ROW_ERROR]
     assert errors[0] is None
-    assert "maximum context length is 256" in errors[1]
-    assert "expected text, got ''" in errors[2]
-    assert "no adapter 'strang'. Did you mean 'strange'?" in errors[3]
+    assert "maximum context length is 256" in errors[1].message
+    assert "expected text, got ''" in errors[2].message
+    assert "no adapter 'strang'. Did you mean 'strange'?" in errors[3].message
     assert answer["text"][0]
 
 

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOO_LONG = 17
 
 
-def start(folder: Path, llama: Path, log: str) -> subprocess.Popen[bytes]:
+def start(folder: Path, llama: Path, log: str, *more: str) -> subprocess.Popen[bytes]:
     """The command, as `ray job submit` would run it."""
     import json
 
@@ -28,6 +28,7 @@ def start(folder: Path, llama: Path, log: str) -> subprocess.Popen[bytes]:
         "--model", llama, "--source", folder / "prompts.parquet", "--out", folder / "texts",
         "--keep", "id", "--max-tokens", "24", "--batch-size", "16", "--in-flight", "2",
         "--engine", json.dumps(ENGINE), "--environment", json.dumps(ENVIRONMENT),
+        *more,
     ]  # fmt: skip
     path = os.pathsep.join([str(ROOT / "platform"), str(ROOT)])
     with (folder / log).open("wb") as sink:
@@ -82,3 +83,7 @@ def test_a_killed_job_goes_on_with_every_prompt_once_and_the_same_texts(tmp_path
     assert [written[i] for i in range(16)] == [written[624 + i] for i in range(16)]
     short = texts[texts["completion_tokens"] < 24]
     assert (short["finish_reason"] == "stop").all()
+
+    other = start(tmp_path, llama, "other.log", "--temperature", "0.5")
+    assert other.wait(timeout=120) == 1
+    assert "was begun by a job with another setting" in (tmp_path / "other.log").read_text()

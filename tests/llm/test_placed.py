@@ -31,7 +31,7 @@ from llm.leaving import (
     vllm_counts,
 )
 from llm.processes import engines_of, replicas_of, rest_within
-from llm.test_served import events, many_streams, until, written
+from llm.test_served import events, many_streams, running, until, written
 from llm.test_support import KNOWN, STRANGE
 from twinpath.nodes.llm_metrics import EXPORTED
 from twinpath.online.gateway.keys import new_key, write_keys
@@ -339,6 +339,11 @@ def test_examples_answer_while_the_engine_is_replaced(session):
     before = ask(session, MESSAGES)
     [engine] = engines_of(session, "support")
     engine.kill()
+    rows = {"rows": [{"message": message} for message in MESSAGES]}
+    url = f"{session.url}/support/predict?on_error=partial"
+    mixed = httpx.post(url, json=rows, timeout=120).json()
+    assert [row is not None for row in mixed["rows"]] == [m in KNOWN for m in MESSAGES]
+    assert {error["code"] for error in mixed["errors"]} == {"retry_later"}
     known = ask(session, [*KNOWN])
     assert {reply["answered_by"] for reply in known} == {"examples"}
     body = {"rows": [{"message": STRANGE[0]}]}
@@ -356,32 +361,40 @@ def test_examples_answer_while_the_engine_is_replaced(session):
     assert not engine.is_running()
 
 
-def test_a_killed_replica_takes_its_engine_along_and_no_stream_of_the_other(session):
+def ids(session: ServeSession) -> set[str]:
+    """Those of the chat's engine replicas that are well."""
+    return {replica["replica_id"] for replica in running(session, "llm")}
+
+
+@pytest.mark.parametrize("victim", ["replica", "engine"])
+def test_a_killed_replica_or_engine_ends_whole_and_no_stream_of_the_other(session, victim):
     url = f"{session.url}/chat"
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
-    first, _ = before = replicas_of(session, "chat", "llm")
+    before = ids(session)
+    assert len(before) == 2
+    first, _ = replicas_of(session, "chat", "llm")
     of_first = first.children(recursive=True)
-    assert any("EngineCore" in " ".join(process.cmdline()) for process in of_first)
-    found = asyncio.run(many_streams(url, 12, first.kill))
+    engine, _ = engines_of(session, "chat")
+    assert engine in of_first
+    found = asyncio.run(many_streams(url, 12, (first if victim == "replica" else engine).kill))
     good = [stream for stream in found if written(stream) in map(written, whole)]
     broken = [stream for stream in found if stream not in good]
     assert good, "streams of the other replica are whole"
     assert broken, "and those of the killed one are not"
     for stream in broken:
-        [error] = [e["error"] for e in stream if isinstance(e, dict) and "error" in e]
-        assert error["code"] == "retry_later"
+        errors = [e["error"] for e in stream if isinstance(e, dict) and "error" in e]
+        assert errors, stream[-3:]
+        assert victim == "engine" or [error["code"] for error in errors] == ["retry_later"]
         assert stream[-1] == "[DONE]"
-    _, left = psutil.wait_procs(of_first, timeout=30)
-    assert left == [], "its engine's processes are gone"
-    until(
-        lambda: (
-            len(replicas_of(session, "chat", "llm")) == 2
-            and replicas_of(session, "chat", "llm") != before
-        ),
-        120,
-        "another one",
-    )
+    _, left = psutil.wait_procs([first, *of_first], timeout=30)
+    assert left == [], "the replica and its engine's processes are gone"
+
+    def replaced() -> bool:
+        now = ids(session)
+        return len(now) == 2 and now != before
+
+    until(replaced, 120, "another one")
 
 
 def key_for(session: ServeSession, name: str) -> dict[str, str]:

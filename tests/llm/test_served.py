@@ -485,12 +485,13 @@ def test_clients_that_hang_up_on_a_whole_answer_leave_nothing_to_write(session: 
     assert nothing_is_left(session)
 
 
-def replicas(session: ServeSession) -> list[dict[str, Any]]:
+def running(session: ServeSession, deployment: str) -> list[dict[str, Any]]:
+    """The replicas of a deployment of ``chat`` that Serve takes to be well."""
     headers = {"Authorization": f"Bearer {session.marker}"}
     url = f"{session.dashboard_url}/api/serve/applications/"
     document = httpx.get(url, headers=headers, timeout=30).raise_for_status().json()
-    deployment = document["applications"]["chat"]["deployments"]["writer"]
-    return [replica for replica in deployment["replicas"] if replica["state"] == "RUNNING"]
+    replicas = document["applications"]["chat"]["deployments"][deployment]["replicas"]
+    return [replica for replica in replicas if replica["state"] == "RUNNING"]
 
 
 async def many_streams(url: str, count: int, then: Callable[[], None]) -> list[list[Any]]:
@@ -520,7 +521,7 @@ async def many_streams(url: str, count: int, then: Callable[[], None]) -> list[l
 
 def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(session: ServeSession):
     url = f"{session.url}/chat"
-    before = {replica["replica_id"] for replica in replicas(session)}
+    before = {replica["replica_id"] for replica in running(session, "writer")}
     assert len(before) == 2
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
@@ -535,7 +536,7 @@ def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(sess
         assert stream[-1] == "[DONE]"
 
     def replaced() -> bool:
-        now = {replica["replica_id"] for replica in replicas(session)}
+        now = {replica["replica_id"] for replica in running(session, "writer")}
         return len(now) == 2 and now != before
 
     until(replaced, 120, "another replica in the place of the one whose engine died")

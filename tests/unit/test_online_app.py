@@ -8,12 +8,13 @@ from typing import Any
 
 import httpx
 import jsonschema
+import numpy as np
 import pytest
 from pydantic import BaseModel, Field
 
 from twinpath import Graph, Node
 from twinpath.errors import OverloadedError
-from twinpath.graph.columns import Columns, Outcome, row_count
+from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, row_count
 from twinpath.graph.context import remark
 from twinpath.graph.placement import Batch
 from twinpath.graph.stage import Executor
@@ -102,6 +103,28 @@ async def test_what_a_node_says_of_an_answer_is_a_header_of_it():
         plain = await client.post("/predict", json={"rows": [{"x": 1}]})
     assert (marked.status_code, marked.headers["x-features"]) == (200, "degraded")
     assert "x-features" not in plain.headers
+
+
+class Busy(Double):
+    def predict(self, columns: Columns) -> Columns:
+        busy = RowError("retry_later", "its replica ended")
+        errors = np.array([busy if x < 0 else None for x in columns["x"]], dtype=object)
+        return {"y": columns["x"], ROW_ERROR: errors}
+
+
+async def test_rows_that_failed_for_now_are_to_be_sent_again():
+    async with client_of(app_of(Busy())) as client:
+        rows = {"rows": [{"x": 1}, {"x": -1}]}
+        whole = await client.post("/predict", json=rows)
+        partial = await client.post("/predict?on_error=partial", json=rows)
+        triton = await client.post(
+            "/v2/models/numbers/infer",
+            json={"inputs": [{"name": "x", "datatype": "FP64", "shape": [1, 1], "data": [-1]}]},
+        )
+    assert (whole.status_code, whole.headers["retry-after"]) == (503, "1")
+    assert whole.json()["error"]["code"] == "retry_later"
+    assert partial.json()["rows"] == [{"y": 1.0, "label": "none"}, None]
+    assert (triton.status_code, triton.headers["retry-after"]) == (503, "1")
 
 
 @pytest.mark.parametrize("path", ["/predict", "/numbers/predict", "/readyz", "/docs"])

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import time
+from types import SimpleNamespace
 
 import httpx
 import numpy as np
@@ -58,10 +60,10 @@ class Words(Node):
             raise
 
 
-def graph(**options):
+def graph(writer=None, **options):
     made = Graph("words", input=Ask, output=Told)
     with made as row:
-        made.output(Words()(Loud()(row), **options))
+        made.output((writer or Words())(Loud()(row), **options))
     return made
 
 
@@ -321,6 +323,46 @@ async def test_over_http_each_stream_is_charged_and_who_leaves_before_it_began_e
     status, spent = await ask({"text": "held " * 15}, leave=True)
     assert (status, Words.closed) == (499, True)
     assert 1 <= spent[0] < 15
+
+
+async def test_over_http_a_deadline_ends_a_stream_before_and_after_its_first_part():
+    pytest.importorskip("starlette")
+    from starlette.applications import Starlette
+
+    from twinpath.online.gateway.middleware import ASK
+    from twinpath.online.protocols.generate_stream import stream_routes
+
+    class Slow(Words):
+        async def stream(self, columns):
+            try:
+                for word in columns["loud"][0].split():
+                    await asyncio.sleep(30 if word == "SLOW" else 0)
+                    yield {"word": np.array([word], dtype=object)}
+            except (GeneratorExit, asyncio.CancelledError):
+                Words.closed = True
+                raise
+
+    executor = StreamingExecutor(graph(Slow()).plan)
+    executor.setup()
+    routes = Starlette(routes=stream_routes(executor.plan, executor, max_body_bytes=100))
+
+    async def app(scope, receive, send):
+        ask = SimpleNamespace(deadline_s=time.monotonic() + 0.2)
+        await routes({**scope, ASK: ask}, receive, send)
+
+    url = "/v2/models/words/generate_stream"
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://t") as client:
+        Words.closed = False
+        early = await client.post(url, json={"text": "slow"})
+        assert (early.status_code, early.json()["code"]) == (504, "deadline_exceeded")
+        assert Words.closed
+        Words.closed = False
+        late = await client.post(url, json={"text": "one slow"})
+        first, second, _ = late.text.split("\n\n")
+        assert json.loads(first[6:])["word"] == "ONE"
+        assert json.loads(second[6:])["code"] == "deadline_exceeded"
+        assert Words.closed
+        assert (await client.post(url, json={"text": "one"})).status_code == 200
 
 
 def test_a_graph_that_cannot_be_streamed_has_no_route():

@@ -5,17 +5,17 @@ them continuously, with those of other batches. Rows that the engine refuses (a 
 long, a schema that it cannot compile) fail alone.
 """
 
-import asyncio
 import json
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from twinpath.errors import ConfigError, InputError, RetryLaterError, did_you_mean
-from twinpath.graph.columns import ROW_ERROR, Columns, row_count
+from twinpath.errors import ConfigError, InputError, did_you_mean
+from twinpath.graph.columns import Columns, row_count
 from twinpath.nodes.llm_engine import EngineNode, refusals, vllm_
+from twinpath.nodes.llm_rows import each, finished, last, row_error
 from twinpath.nodes.llm_usage import COST
 
 
@@ -55,7 +55,7 @@ class LLM(EngineNode):
         self.lora = lora
         if lora is not None and not self.loras:
             raise ConfigError(f"lora={lora!r} needs loras={{name: folder}}: there are none")
-        if self.sampling.get("n", 1) != 1:
+        if self.sampling.get("n", 1) != 1 or "n" in self.by_row:
             raise ConfigError("sampling n: a node writes one text for a row; use the OpenAI API")
         reads = {messages or prompt: "any" if messages else "str"}
         reads |= dict.fromkeys(self.by_row.values(), "any")
@@ -81,9 +81,9 @@ class LLM(EngineNode):
         self.check_health()
 
         async def answer(row: int) -> Any:
-            return await _last(self._generate(columns, row, final_only=True))
+            return await last(self._generate(columns, row, final_only=True))
 
-        answers, errors = await _each(row_count(columns), answer, self.check_health)
+        answers, errors = await each(row_count(columns), answer, self.check_health)
         parts = [None if a is None else a.outputs[0] for a in answers]
         read = _counts(0 if a is None else len(a.prompt_token_ids or ()) for a in answers)
         written = _counts(0 if p is None else len(p.token_ids) for p in parts)
@@ -97,7 +97,8 @@ class LLM(EngineNode):
 
     async def stream(self, columns: Columns) -> AsyncIterator[Columns]:
         """The text of one row as it comes: batches of one row whose text is what is new; the last
-        one has the finish reason and the counts. Raises InputError for what the engine refuses."""
+        one has the finish reason and the counts. Raises RowFailedError for what the engine
+        refuses, RetryLaterError where it takes no more for now."""
         self.check_health()
         if row_count(columns) != 1:
             raise InputError(f"one row can be streamed at a time, got {row_count(columns)}")
@@ -116,7 +117,7 @@ class LLM(EngineNode):
                 }
         except Exception as error:
             self.check_health()
-            raise InputError(f"the engine refused the row: {error}") from error
+            raise row_error(error) from error
 
     async def _generate(
         self, columns: Columns, row: int, *, final_only: bool
@@ -140,7 +141,7 @@ class LLM(EngineNode):
         async for output in self.engine.generate(
             prompt, params, uuid.uuid4().hex, lora_request=adapter
         ):
-            yield output
+            yield finished(output)
 
     async def _rendered(self, columns: Columns, row: int) -> Any:
         from vllm.renderers.inputs.preprocess import parse_model_prompt
@@ -165,6 +166,11 @@ class LLM(EngineNode):
         )
         _, prompts = await renderer.render_chat_async([list(chat)], params)
         return prompts[0]
+
+    def identity(self) -> dict[str, Any]:
+        """Also what is asked of the model."""
+        asked = [self.messages, self.prompt, self.sampling, self.by_row, self.lora]
+        return super().identity() | {"asked": json.loads(json.dumps(asked, default=repr))}
 
     def _check_sampling(self) -> None:
         vllm_()
@@ -221,12 +227,12 @@ class _Pooling(EngineNode):
             parsed = parse_model_prompt(self.engine.model_config, text)
             prompt = (await self.engine.renderer.render_cmpl_async([parsed]))[0]
             params = PoolingParams(task=self.task)
-            last = await _last(self.engine.encode(prompt, params, uuid.uuid4().hex))
-            if last is None:
+            found = await last(self.engine.encode(prompt, params, uuid.uuid4().hex))
+            if found is None:
                 return None
-            return last.outputs.data.float().numpy(), len(last.prompt_token_ids or ())
+            return found.outputs.data.float().numpy(), len(found.prompt_token_ids or ())
 
-        answers, errors = await _each(row_count(columns), vector, self.check_health)
+        answers, errors = await each(row_count(columns), vector, self.check_health)
         found = [None if answer is None else answer[0] for answer in answers]
         read = _counts(0 if answer is None else answer[1] for answer in answers)
         size = next((len(values) for values in found if values is not None), 0)
@@ -261,34 +267,6 @@ def sampling_params(given: Mapping[str, Any]) -> Any:
     if isinstance(structured, Mapping):
         fields["structured_outputs"] = StructuredOutputsParams(**structured)
     return SamplingParams(**fields)
-
-
-async def _last(outputs: AsyncIterator[Any]) -> Any:
-    found = None
-    async for output in outputs:
-        found = output
-    return found
-
-
-async def _each(
-    n: int, answer: Callable[[int], Awaitable[Any]], check_health: Callable[[], None]
-) -> tuple[list[Any], Columns]:
-    """Answers of n rows at once, None for a row that failed, and the column of errors, if any.
-    Raises RetryLaterError when the engine ended meanwhile."""
-    found = await asyncio.gather(*(answer(row) for row in range(n)), return_exceptions=True)
-    errors = np.full(n, None, dtype=object)
-    answers: list[Any] = []
-    for row, result in enumerate(found):
-        if isinstance(result, Exception):
-            check_health()
-            if isinstance(result, RetryLaterError):
-                raise result
-            errors[row] = f"{type(result).__name__}: {result}"
-        elif isinstance(result, BaseException):
-            raise result
-        answers.append(None if isinstance(result, Exception) else result)
-    failed = any(error is not None for error in errors)
-    return answers, {ROW_ERROR: errors} if failed else {}
 
 
 def _objects(values: Any) -> np.ndarray:

@@ -79,12 +79,14 @@ class EngineNode(Node):
             raise
 
     def _started(self, arguments: Any) -> Any:
+        from vllm.usage.usage_lib import UsageContext
         from vllm.v1.engine.async_llm import AsyncLLM
 
         assert self._guard is not None
         count_tokens()
         try:
-            config = arguments.create_engine_config()
+            # Where nothing else is said, as many sequences and tokens a step as `vllm serve` takes.
+            config = arguments.create_engine_config(UsageContext.OPENAI_API_SERVER)
         except refusals() as error:
             raise ConfigError(f"vLLM refuses the engine of model {self.model!r}: {error}") from None
         before = os.environ.get("VLLM_WORKER_MULTIPROC_METHOD")
@@ -125,6 +127,12 @@ class EngineNode(Node):
             raise RetryLaterError(
                 f"the engine of model {self.model!r} has ended; it is being replaced: try again"
             )
+
+    def identity(self) -> dict[str, Any]:
+        """What this node's answers follow from, in plain JSON: a batch job that is begun with one
+        model is not finished with another. Engine options are none of it: one that had too little
+        memory goes on with fewer sequences."""
+        return {"model": self.model, "loras": self.loras}
 
     def engine_processes(self) -> list[int]:
         """Ids of the processes of the engine, for tests and operators."""

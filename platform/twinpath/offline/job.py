@@ -164,13 +164,18 @@ class Job:
 
     def _identity(self) -> dict[str, Any]:
         """What must be the same for attempts to belong to one job; plain JSON values."""
+        told = {
+            step.name: step.node.identity()
+            for step in self.plan.steps
+            if hasattr(step.node, "identity")
+        }
         return {
             "graph": self.plan.graph_name,
             "nodes": [step.name for step in self.plan.steps],
             "output": {name: str(kind) for name, kind in self.plan.output_schema.fields.items()},
             "keep": list(self.keep),
             "features": self.features,
-        }
+        } | ({"setting": told} if told else {})
 
     def _prepare_sink(self) -> None:
         for folder in (self.sink, self.dead_letters):

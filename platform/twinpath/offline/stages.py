@@ -2,13 +2,14 @@
 
 import hashlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, row_count, take
+from twinpath.errors import RetryLaterError, error_of
+from twinpath.graph.columns import ROW_ERROR, Columns, Outcome, RowError, row_count, take
 from twinpath.graph.frames import State, input_frame
 from twinpath.graph.local import Driver
 from twinpath.graph.plan import INPUT, Plan
@@ -85,6 +86,7 @@ class StageCall:
         return State(n, {INPUT: frame}, dict(checked.errors))
 
     def _output(self, outcome: Outcome, source: Columns) -> Columns:
+        _raise_passing(outcome.errors)
         kept = {name: source[name] for name in self._keep}
         if self._attempt is not None:
             return self._committed(self._attempt, outcome, kept, source)
@@ -124,6 +126,15 @@ class StageCall:
             failed = dead_letter_table(given, encode_errors(outcome.errors, outcome.n)[rows])
         attempt.commit(runs_of(positions), answered, failed)
         return {"rows": np.array([outcome.n])}
+
+
+def _raise_passing(errors: Mapping[int, RowError]) -> None:
+    """Raises RetryLaterError where a row failed for now only: it is no dead letter, and a job that
+    is run again asks for it once more."""
+    for row_error in errors.values():
+        error = error_of(row_error.code, row_error.message)
+        if isinstance(error, RetryLaterError):
+            raise error
 
 
 def _no_errors(n: int) -> Columns:

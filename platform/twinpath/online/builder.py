@@ -10,11 +10,16 @@ from typing import Any
 from twinpath.errors import MissingExtraError
 from twinpath.graph.graph import Graph
 from twinpath.graph.plan import Plan, Step
+from twinpath.graph.streaming import streaming_steps
 from twinpath.nodes.llm_memory import is_engine, plan_node
 from twinpath.online.args import GraphArgs, args_model, place
 
 #: Which replica of an engine a row goes to, unless the node's ``router`` names another class.
 PREFIX_ROUTER = "twinpath.online.prefix_router:PrefixRouter"
+
+#: For how long a replica that has to go may finish what it streams, unless the serve config's
+#: ``deployments`` say otherwise. A replica without any goes at once.
+STREAMS_END_S = 120.0
 
 #: Name of the deployment that controls the rollouts of an app.
 CONTROLLER = "rollout-controller"
@@ -47,18 +52,22 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
 
     _check_memory(plan)
     from twinpath.online.autoscaling import serve_scaling
-    from twinpath.online.replicas import Ingress, PlacedNode
+    from twinpath.online.protocols.openai import engine_step
+    from twinpath.online.replicas import Ingress, PlacedEngine, PlacedNode
 
+    door = engine_step(plan)
     controller = _controller(plan, args)
     handles = {}
     for step in plan.placed:
         placement = step.placement
         assert placement is not None
-        deployment = serve.deployment(PlacedNode).options(
+        kind = PlacedEngine if step is door else PlacedNode
+        deployment = serve.deployment(kind).options(
             name=step.name,
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
             **_health(step.node),
+            **_patience(is_engine(step.node)),
             **_routing(step),
             **serve_scaling(placement.replicas),
         )
@@ -76,6 +85,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
         logging_config={"enable_access_log": False},
         ray_actor_options=plan.placement.ray_actor_options(),
         **_health(*(step.node for step in plan.steps if step.placement is None)),
+        **_patience(door is not None or streaming_steps(plan) is not None),
         **serve_scaling(plan.placement.replicas),
     )
     return ingress.bind(plan, args, handles, controller)
@@ -96,6 +106,11 @@ def _health(*nodes: Any) -> dict[str, Any]:
     if any(hasattr(node, "check_health") for node in nodes):
         return {"health_check_period_s": 2.0}
     return {}
+
+
+def _patience(streams: bool) -> dict[str, Any]:
+    """Streams outlast the 20 seconds that Serve waits for answers when a replica has to go."""
+    return {"graceful_shutdown_timeout_s": STREAMS_END_S} if streams else {}
 
 
 def _routing(step: Step) -> dict[str, Any]:

@@ -217,6 +217,9 @@ class Exchange:
                 (b"x-" + subject.encode(), text.encode())
                 for subject, text in result.remarks.items()
             ]
+        if answer.status == 503:
+            # Of rows: what a node could not do for now.
+            answer.headers.append((b"retry-after", b"1"))
         code = "ok" if answer.status < 400 else "row_failed"
         self._finish(answer, code, timing, time.monotonic() - started_s)
 

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from twinpath.errors import RetryLaterError
-from twinpath.graph.columns import Columns, Outcome, joined, row_count
+from twinpath.graph.columns import Columns, Outcome, RowError, joined, positions, row_count
 from twinpath.graph.context import DEADLINE_S
 from twinpath.graph.plan import Step
 from twinpath.graph.stage import NodeCall
@@ -28,13 +28,19 @@ def routes_rows(step: Step) -> bool:
 
 
 def remote(handle: Any, by_row: bool) -> NodeCall:
-    """The call of a placed node's ``predict``; each row by itself with ``by_row``."""
+    """The call of a placed node's ``predict``; each row by itself with ``by_row``. A replica that
+    ends, or takes no more, fails the rows that it was given: others of their batch go on."""
 
     async def call(columns: Columns) -> Outcome:
         deadline_s = DEADLINE_S.get()
         # Seconds that are left: the clock of another machine is another one.
         left_s = None if deadline_s is None else max(0.0, deadline_s - time.monotonic())
-        outcome: Outcome = await _answer(handle.remote(columns, left_s))
+        try:
+            outcome: Outcome = await _answer(handle.remote(columns, left_s))
+        except RetryLaterError as error:
+            failed = RowError(error.code, error.message)
+            n = row_count(columns)
+            return Outcome(n, {}, positions(0), dict.fromkeys(range(n), failed))
         return outcome
 
     async def call_by_row(columns: Columns) -> Outcome:

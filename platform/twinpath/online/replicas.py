@@ -290,13 +290,6 @@ class PlacedNode:
             async for part in parts:
                 yield part
 
-    async def openai(self, routed: Columns, wanted: Wanted) -> AsyncIterator[Part]:
-        """An engine's answer to a request to its OpenAI API; ``routed`` is the router's."""
-        assert self._side is not None
-        async with aclosing(self._side.answer(wanted)) as parts:
-            async for part in parts:
-                yield part
-
     def check_health(self) -> None:
         """Serve's hook: raises what the node complains of."""
         getattr(self._runner.node, "check_health", lambda: None)()
@@ -325,6 +318,23 @@ class PlacedNode:
             self._runner.teardown()
             for recorder in getattr(self, "_recorders", ()):
                 await asyncio.to_thread(recorder.close)
+
+
+class PlacedEngine(PlacedNode):
+    """An engine with replicas of its own that also answers the OpenAI API."""
+
+    async def __init__(self, *args: Any) -> None:  # type: ignore[misc]
+        """Also makes the OpenAI app, so that a replica whose options vLLM refuses never starts."""
+        super().__init__(*args)
+        assert self._side is not None
+        await self._side.app()
+
+    async def openai(self, routed: Columns, wanted: Wanted) -> AsyncIterator[Part]:
+        """The answer to a request to the OpenAI API; ``routed`` is the router's."""
+        assert self._side is not None
+        async with aclosing(self._side.answer(wanted)) as parts:
+            async for part in parts:
+                yield part
 
 
 def _replica() -> str:
