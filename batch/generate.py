@@ -1,6 +1,6 @@
 """Texts for a Parquet file's column `prompt`; killed and run again, it goes on where it was.
 
-`ray job submit -- python batch/generate.py --model FOLDER --source prompts.parquet --out texts`
+`ray job submit --working-dir . -- python batch/generate.py --model … --source … --out …`
 """
 
 import argparse

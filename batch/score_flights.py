@@ -1,4 +1,6 @@
-"""Score one month of flights: `ray job submit -- python batch/score_flights.py --month 12 --out …`.
+"""Score one month of flights.
+
+`ray job submit --working-dir . -- python batch/score_flights.py --month 12 --out …`
 
 Needs the prepared example: `python -m graphs.flights_model.train`.
 """

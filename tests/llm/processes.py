@@ -8,6 +8,9 @@ import psutil
 
 from twinpath.online.session import ServeSession
 
+#: In the title that vLLM gives an engine's process, or in the command of one that has kept its own:
+#: setproctitle does nothing where the first variable of the environment has been changed.
+ENGINE = ("EngineCore", "multiprocessing.spawn")
 #: Part of a core that an engine without sequences stays below; one that writes takes all of one.
 IDLE = 0.2
 
@@ -27,7 +30,7 @@ def engines_of(session: ServeSession, app: str) -> list[psutil.Process]:
         child
         for replica in replicas_of(session, app)
         for child in replica.children(recursive=True)
-        if "EngineCore" in _title(child)
+        if any(word in _title(child) for word in ENGINE)
     ]
 
 
