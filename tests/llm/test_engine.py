@@ -726,7 +726,7 @@ def test_embeddings_are_those_of_the_model(minilm: Path):
     assert [row["score"] for row in scores["data"]] == pytest.approx(likeness, abs=2e-3)
     assert found["embedding"].dtype == np.float32
     np.testing.assert_allclose(found["embedding"][:3], expected, atol=2e-3)
-    assert "expected text" in found[ROW_ERROR][3]
+    assert "expected text" in found[ROW_ERROR][3].message
 
 
 def test_classes_are_those_of_the_model(minilm: Path, tmp_path: Path):
@@ -770,7 +770,7 @@ def test_classes_are_those_of_the_model(minilm: Path, tmp_path: Path):
     assert [row["label"] for row in classes["data"]] == [
         model.config.id2label[best] for best in expected.argmax(1)
     ]
-    assert "expected text" in found[ROW_ERROR][6]
+    assert "expected text" in found[ROW_ERROR][6].message
 
 
 # --- how a parent may end -------------------------------------------------------------------
