@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
@@ -25,31 +26,38 @@ def plan_memory(
     headroom: Annotated[
         float, typer.Option(help="Part of the memory left free, at least 0.1.")
     ] = 0.125,
+    num_gpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="GPUs of each engine, as a node's num_gpus; 0 is a CPU. Default: "
+                     "as the graph says; a model's folder is for a card."),
+    ] = None,
     max_model_len: Annotated[int | None, typer.Option(help="Tokens of a sequence.")] = None,
     tensor_parallel: Annotated[int | None, typer.Option(help="Cards for one engine.")] = None,
-    dtype: Annotated[str, typer.Option(help="As vLLM's --dtype.")] = "auto",
-    kv_cache_dtype: Annotated[str, typer.Option(help="As vLLM's --kv-cache-dtype.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="As vLLM's --dtype.")] = None,
+    kv_cache_dtype: Annotated[
+        str | None, typer.Option(help="As vLLM's --kv-cache-dtype.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")] = False,
 ) -> None:  # fmt: skip
-    """Weights, KV cache and versions against the card. Exit status 1 when they do not fit."""
+    """Weights, KV cache and versions against the card. Exit status 1 when they do not fit.
+
+    What is given of an engine's arguments replaces those of every engine of a graph.
+    """
     from twinpath.nodes import llm_memory
 
     total = int(memory_gib * llm_memory.GIB) if memory_gib is not None else None
-    options: dict[str, Any] = {"dtype": dtype, "kv_cache_dtype": kv_cache_dtype}
-    options |= {"max_model_len": max_model_len} if max_model_len else {}
-    options |= {"tensor_parallel_size": tensor_parallel} if tensor_parallel else {}
+    given = {
+        "max_model_len": max_model_len, "tensor_parallel_size": tensor_parallel, "dtype": dtype,
+        "kv_cache_dtype": kv_cache_dtype,
+    }  # fmt: skip
     shared: dict[str, Any] = {
+        "engine": {name: value for name, value in given.items() if value is not None},
         "versions": versions, "sequences": sequences, "headroom": headroom,
     }  # fmt: skip
     if Path(target).is_dir():
-        known = total or llm_memory.card_bytes() or llm_memory.host_bytes()
-        plans = {
-            Path(target).resolve().name: llm_memory.plan_memory(
-                target, known, engine=options, **shared
-            )
-        }
+        plans = {Path(target).resolve().name: _of_folder(target, total, num_gpus, shared)}
     else:
-        plans = _of_graph(target, total, shared)
+        plans = _of_graph(target, total, num_gpus, shared)
     if as_json:
         typer.echo(json.dumps({name: plan.as_dict() for name, plan in plans.items()}, indent=2))
     else:
@@ -60,29 +68,70 @@ def plan_memory(
             plan.check()
         except MemoryPlanError as error:
             refused = True
-            Console(stderr=True, soft_wrap=True, highlight=False).print(str(error), markup=False)
+            _stderr().print(str(error), markup=False)
     if refused:
         raise typer.Exit(1)
 
 
-def _of_graph(path: str, total: int | None, shared: dict[str, Any]) -> dict[str, Any]:
+def _of_folder(
+    folder: str, total: int | None, num_gpus: float | None, shared: dict[str, Any]
+) -> Any:
+    from twinpath.nodes.llm_memory import card_bytes, plan_engine
+
+    if num_gpus is None:
+        on_card = total is not None or card_bytes() is not None
+        num_gpus = (shared["engine"].get("tensor_parallel_size") or 1) if on_card else 0
+    engine = SimpleNamespace(model=folder, engine_options={}, environment={})
+    return plan_engine(engine, total, num_gpus=num_gpus, on_gpu=num_gpus > 0, **shared)
+
+
+def _of_graph(
+    path: str, total: int | None, num_gpus: float | None, shared: dict[str, Any]
+) -> dict[str, Any]:
     from twinpath.cli.loading import load_graph
-    from twinpath.nodes.llm_memory import is_engine, plan_node
+    from twinpath.nodes.llm_memory import is_engine, plan_engine
 
     steps = [step for step in load_graph(path).plan.steps if is_engine(step.node)]
     if not steps:
         raise ConfigError(f"{path} has no engine among its nodes: nothing to plan")
     plans = {}
     for step in steps:
-        gpus = step.placement.num_gpus if step.placement else 0.0
-        plan = plan_node(step.node, total, num_gpus=gpus, **shared)
-        if plan is None:
-            raise ConfigError(
-                f"node {step.name!r}: model {step.node.model!r} is no local folder, or runs on a "
-                "GPU and there is none here: give --memory-gib and download the model first"
-            )
-        plans[step.name] = plan
+        gpus, on_gpu = num_gpus, None if num_gpus is None else num_gpus > 0
+        if gpus is None:
+            gpus = step.placement.num_gpus if step.placement else 0.0
+            if not gpus:
+                _say_where(step.name)
+        try:
+            plan = plan_engine(step.node, total, num_gpus=gpus, on_gpu=on_gpu, **shared)
+            plans[step.name] = plan
+        except ConfigError as error:
+            raise ConfigError(f"node {step.name!r}: {error}") from None
     return plans
+
+
+def _say_where(node: str) -> None:
+    """An engine without ``num_gpus``, on a machine with a GPU: which memory is planned, and why."""
+    from twinpath.nodes.llm_memory import card_bytes, takes_card
+
+    if card_bytes() is None:
+        return
+    if takes_card():
+        text = (
+            "it is planned for this machine's GPU, which vLLM takes where it sees one. Ray hides "
+            "it from replicas without num_gpus only with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1, "
+            "and does not count it: give the node num_gpus"
+        )
+    else:
+        text = (
+            "it is planned for this machine's memory, not for its GPU, which vLLM's CPU build does "
+            "not use and Ray hides with RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1. --num-gpus 1 plans "
+            "the GPU"
+        )
+    _stderr().print(f"node {node!r} has no num_gpus: {text}", markup=False)
+
+
+def _stderr() -> Console:
+    return Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 def _table(plans: dict[str, Any]) -> Table:

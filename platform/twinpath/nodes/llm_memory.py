@@ -1,10 +1,9 @@
 """Does a model fit on a card? Plain arithmetic on its files; nothing is loaded, no engine started.
 
-For each tensor-parallel rank:
+For each tensor-parallel rank, of the pipeline stage that has most:
 
-* **weights**: the shapes in the safetensors headers (https://github.com/huggingface/safetensors,
-  "Format"), matrices divided by the ranks, vectors whole, as Megatron-LM does (Shoeybi et al.
-  2019, arXiv:1909.08053);
+* **weights**: of the files that vLLM loads (`llm_weights`), matrices divided by the ranks, vectors
+  whole, as Megatron-LM does (Shoeybi et al. 2019, arXiv:1909.08053);
 * **KV cache**: 2 · layers · kv_heads · head_dim · bytes for each token (Kwon et al. 2023,
   arXiv:2309.06180; grouped heads: Ainslie et al. 2023, arXiv:2305.13245), or layers ·
   (kv_lora_rank + qk_rope_head_dim) · bytes with latent attention (DeepSeek-V2, arXiv:2405.04434);
@@ -13,74 +12,25 @@ For each tensor-parallel rank:
 Sliding windows and hybrid layers need less than this: it is an upper bound for them.
 """
 
-import json
+import dataclasses
+import logging
 import math
 import os
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from twinpath.errors import ConfigError, MemoryPlanError
+from twinpath.errors import ConfigError, MemoryPlanError, MissingExtraError
+from twinpath.nodes.llm_weights import ModelShape, read_shape
 
+_LOG = logging.getLogger(__name__)
 #: Part of the memory that is left free unless said otherwise: fragments, graphs, other processes.
 HEADROOM = 0.125
 #: Less is refused.
 LEAST_HEADROOM = 0.1
 GIB = 1 << 30
-#: What vLLM takes where its engine arguments do not say (their defaults in 0.32).
-MAX_NUM_SEQS, MAX_BATCHED_TOKENS = 256, 2048
-_BYTES = {
-    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2,
-    "U16": 2, "I8": 1, "U8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "BOOL": 1,
-}  # fmt: skip
-_FLOATS = ("F64", "F32", "F16", "BF16")
-_DTYPES = {"float32": 4, "float": 4, "float16": 2, "half": 2, "bfloat16": 2}
-_KV_DTYPES = _DTYPES | {"fp8": 1, "fp8_e4m3": 1, "fp8_e5m2": 1, "fp8_inc": 1}
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What of a model decides the memory that it takes."""
-
-    #: Shape and bytes of an element for each tensor, as it is loaded.
-    tensors: tuple[tuple[tuple[int, ...], int], ...]
-    layers: int
-    kv_heads: int
-    head_dim: int
-    hidden: int
-    intermediate: int
-    vocabulary: int
-    max_positions: int
-    dtype_bytes: int
-    #: Numbers cached for a token and layer with latent attention; 0 without.
-    latent: int = 0
-    #: False for encoders, which keep nothing between steps.
-    caches: bool = True
-
-    def weight_bytes(self, ranks: int = 1) -> int:
-        """Bytes of the weights on one rank."""
-        return sum(
-            size * -(-math.prod(shape) // (ranks if len(shape) > 1 else 1))
-            for shape, size in self.tensors
-        )
-
-    def kv_bytes_per_token(self, ranks: int = 1, kv_bytes: int | None = None) -> int:
-        """Bytes of the KV cache for one token on one rank; ``kv_bytes`` is an element's size."""
-        if not self.caches:
-            return 0
-        size = self.dtype_bytes if kv_bytes is None else kv_bytes
-        if self.latent:  # every rank keeps the latent vector
-            return self.layers * self.latent * size
-        heads = max(1, -(-self.kv_heads // ranks))
-        return 2 * self.layers * heads * self.head_dim * size
-
-    def working_bytes(self, ranks: int, sequences: int, batched_tokens: int) -> int:
-        """An estimate: residual, attention and MLP activations of the widest layer for a batch of
-        tokens, and the logits of each sequence in float32, twice (sampling copies them)."""
-        width = 4 * self.hidden + 2 * -(-self.intermediate // ranks)
-        return batched_tokens * width * self.dtype_bytes + 2 * 4 * sequences * self.vocabulary
 
 
 @dataclass(frozen=True)
@@ -98,6 +48,7 @@ class MemoryPlan:
     headroom: float
     versions: int
     ranks: int
+    stages: int
     weights_bytes: int
     working_bytes: int
     kv_bytes: int
@@ -141,10 +92,23 @@ class MemoryPlan:
         """``gpu_memory_utilization`` for each engine, so that all of them leave the headroom."""
         return math.floor(100 * (1 - self.headroom) / self.versions) / 100
 
+    def shortened(self, space_bytes: int = 0) -> "MemoryPlan":
+        """This plan with sequences as long as fit, at most as they are: for an engine that is to
+        find its ``max_model_len``. ``space_bytes`` is what its cache takes, where it has a size."""
+        if not self.kv_bytes_per_token:
+            return self
+        whole = self.usable_bytes // self.versions
+        share = whole if self.share is None else int(self.share * self.total_bytes)
+        room = space_bytes or min(whole, share) - self.weights_bytes - self.working_bytes
+        fits = room // (self.sequences * self.kv_bytes_per_token)
+        length = min(self.tokens_per_sequence, max(1, fits))
+        needed = max(space_bytes, self.sequences * length * self.kv_bytes_per_token)
+        return dataclasses.replace(self, tokens_per_sequence=length, kv_bytes=needed)
+
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         names = (
-            "model", "total_bytes", "headroom", "usable_bytes", "versions", "ranks",
+            "model", "total_bytes", "headroom", "usable_bytes", "versions", "ranks", "stages",
             "weights_bytes", "working_bytes", "kv_bytes", "kv_bytes_per_token", "sequences",
             "tokens_per_sequence", "share", "needed_bytes", "spare_tokens", "utilization", "fits",
         )  # fmt: skip
@@ -189,43 +153,6 @@ class MemoryPlan:
         )
 
 
-def read_shape(model: str | Path, dtype: str = "auto") -> ModelShape:
-    """The shape of a model in a local folder, from ``config.json`` and the safetensors headers.
-
-    ``dtype`` is vLLM's engine argument. Raises ConfigError for a folder without them.
-    """
-    folder = Path(model)
-    file = folder / "config.json"
-    if not file.exists():
-        raise ConfigError(f"model {str(model)!r} is no local folder with a config.json")
-    config = json.loads(file.read_text())
-    config = config | config.get("text_config", {})
-    headers = [read_header(path) for path in sorted(folder.glob("*.safetensors"))]
-    if not headers:
-        raise ConfigError(f"model {str(model)!r} has no .safetensors files to read the sizes from")
-    size = _element_bytes(dtype, config, headers)
-    tied = config.get("tie_word_embeddings", False)
-    tensors = [
-        (tuple(entry["shape"]), size if entry["dtype"] in _FLOATS else _BYTES[entry["dtype"]])
-        for header in headers
-        for name, entry in header.items()
-        if not (tied and name.endswith("lm_head.weight"))
-    ]
-    try:
-        return _shape(config, tensors, size)
-    except KeyError as error:
-        raise ConfigError(f"{file} has no {error}: it describes no transformer") from None
-
-
-def read_header(path: Path) -> dict[str, Any]:
-    """Tensors of a safetensors file: name → dtype, shape, offsets. Reads the header only."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header
-
-
 def plan_memory(
     model: str | Path,
     total_bytes: int,
@@ -235,13 +162,15 @@ def plan_memory(
     sequences: int = 1,
     headroom: float = HEADROOM,
     kv_space_bytes: int | None = None,
+    on_gpu: bool = True,
 ) -> MemoryPlan:
-    """The plan of ``versions`` engines of a model on a card of ``total_bytes``.
+    """The plan of ``versions`` engines of a model on a card of ``total_bytes``, or on the CPUs of a
+    machine that has them.
 
     ``engine`` are vLLM's engine arguments (``tensor_parallel_size``, ``max_model_len``, …). The KV
     cache is counted for ``sequences`` of ``max_model_len`` tokens at a time, or as
     ``kv_space_bytes`` (``kv_cache_memory_bytes``, VLLM_CPU_KVCACHE_SPACE) where that is set.
-    Raises ConfigError for values that make no sense.
+    Raises ConfigError for values that make no sense, and where sizes cannot be known.
     """
     options = dict(engine or {})
     for name, value in (("versions", versions), ("sequences", sequences), ("memory", total_bytes)):
@@ -252,26 +181,79 @@ def plan_memory(
             f"headroom: expected a part from {LEAST_HEADROOM} to below 1, such as {HEADROOM}, got "
             f"{headroom}: what frameworks and fragments take is in no plan"
         )
-    shape = read_shape(model, str(options.get("dtype", "auto")))
-    ranks = int(options.get("tensor_parallel_size") or 1)
+    shape = read_shape(model, str(options.get("dtype") or "auto"))
+    if options.get("quantization") and not shape.quantized:
+        raise ConfigError(
+            f"quantization {options['quantization']!r} makes the weights of {str(model)!r} smaller "
+            "as they are loaded, and by how much only vLLM knows: plan without it for more than "
+            "it needs, or start the engine"
+        )
+    ranks = _whole(options, "tensor_parallel_size", 1)
+    stages = _whole(options, "pipeline_parallel_size", 1)
     kv_dtype = str(options.get("kv_cache_dtype") or "auto")
-    if kv_dtype != "auto" and kv_dtype not in _KV_DTYPES:
-        raise ConfigError(f"kv_cache_dtype {kv_dtype!r}: known are auto, {', '.join(_KV_DTYPES)}")
-    per_token = shape.kv_bytes_per_token(ranks, _KV_DTYPES.get(kv_dtype))
-    length = int(options.get("max_model_len") or shape.max_positions)
-    batched = int(options.get("max_num_batched_tokens") or max(MAX_BATCHED_TOKENS, length))
-    at_once = int(options.get("max_num_seqs") or MAX_NUM_SEQS)
-    space = options.get("kv_cache_memory_bytes") or kv_space_bytes
+    per_token = shape.kv_bytes_per_token(ranks, stages, kv_dtype)
+    # As long as fits, where the engine is to find that.
+    fitted = options.get("max_model_len") in (-1, "auto")
+    length = shape.max_positions
+    length = length if fitted else _whole(options, "max_model_len", length)
+    space = _whole(options, "kv_cache_memory_bytes", kv_space_bytes or 0)
     # Of no account on a CPU where the cache has a size.
-    told = None if kv_space_bytes else options.get("gpu_memory_utilization")
-    return MemoryPlan(
+    told = None if kv_space_bytes else _number(options, "gpu_memory_utilization")
+    offloaded = int((_number(options, "cpu_offload_gb") or 0) * GIB)
+    plan = MemoryPlan(
         model=str(model), total_bytes=int(total_bytes), headroom=headroom, versions=versions,
-        ranks=ranks, weights_bytes=shape.weight_bytes(ranks),
-        working_bytes=shape.working_bytes(ranks, at_once, batched),
-        kv_bytes=max(int(space or 0), sequences * length * per_token),
+        ranks=ranks, stages=stages,
+        weights_bytes=max(0, shape.weight_bytes(ranks, stages) - offloaded),
+        working_bytes=_working_bytes(shape, options, length, int(total_bytes), on_gpu),
+        kv_bytes=max(space, sequences * length * per_token),
         kv_bytes_per_token=per_token, sequences=sequences, tokens_per_sequence=length,
-        share=None if told is None else float(told), sized=bool(space),
+        share=told, sized=bool(space),
     )  # fmt: skip
+    return plan.shortened(space) if fitted else plan
+
+
+def _working_bytes(
+    shape: ModelShape, options: Mapping[str, Any], length: int, total_bytes: int, on_gpu: bool
+) -> int:
+    """With the batches that vLLM makes where its arguments do not say."""
+    ranks = _whole(options, "tensor_parallel_size", 1)
+    sequences, tokens = batch_defaults(
+        total_bytes, on_gpu, ranks * _whole(options, "pipeline_parallel_size", 1)
+    )
+    if options.get("performance_mode") == "throughput":
+        sequences, tokens = 2 * sequences, 2 * tokens
+    sequences = _whole(options, "max_num_seqs", sequences)
+    # A prompt is read in parts, but by encoders, or where that is turned off.
+    if not shape.caches or options.get("enable_chunked_prefill") is False:
+        tokens = max(tokens, length)
+    tokens = _whole(options, "max_num_batched_tokens", min(tokens, sequences * length))
+    return shape.working_bytes(ranks, sequences, tokens)
+
+
+def batch_defaults(total_bytes: int, on_gpu: bool, ranks: int = 1) -> tuple[int, int]:
+    """Sequences at a time and tokens of a step where an engine's arguments do not say.
+
+    Those of vLLM 0.32 (``EngineArgs.get_batch_defaults``) for ``UsageContext.OPENAI_API_SERVER``,
+    in which our engines start, too. An A100 of 80 GB takes those of smaller cards: for it this is
+    too much, by about 1 GiB with a vocabulary of 128,000 words.
+    """
+    if not on_gpu:
+        return 128 * ranks, 2048 * ranks
+    if total_bytes >= 160 * GIB:
+        return 1024, 16384
+    return (1024, 8192) if total_bytes >= 70 * GIB else (256, 2048)
+
+
+def _number(options: Mapping[str, Any], name: str) -> float | None:
+    value = options.get(name)
+    try:
+        return None if value is None or value == "" else float(value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected a number, got {value!r}") from None
+
+
+def _whole(options: Mapping[str, Any], name: str, default: int) -> int:
+    return int(_number(options, name) or default)
 
 
 def card_bytes() -> int | None:
@@ -292,48 +274,104 @@ def card_bytes() -> int | None:
 
 
 def host_bytes() -> int:
-    """Memory of this machine, or what its control group allows, where that is less."""
-    import psutil
-
+    """Memory of this machine, or what its control group allows, where that is less. Raises
+    MissingExtraError without psutil."""
+    try:
+        import psutil
+    except ImportError:
+        raise MissingExtraError("psutil", "online") from None
     total = int(psutil.virtual_memory().total)
     limit = Path("/sys/fs/cgroup/memory.max")
     text = limit.read_text().strip() if limit.exists() else "max"
     return total if text == "max" else min(total, int(text))
 
 
-def plan_node(
+def takes_card() -> bool:
+    """Whether an engine whose replicas have no ``num_gpus`` runs on this machine's GPU all the
+    same: vLLM takes a GPU that it sees, except its CPU build, and Ray 2.60 hides GPUs from such
+    replicas only where RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=1."""
+    hidden = os.environ.get("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "").lower() in ("1", "true")
+    return not hidden and not _cpu_build() and card_bytes() is not None
+
+
+def _cpu_build() -> bool:
+    """Whether the vLLM that is installed runs on CPUs only; as vLLM itself tells."""
+    try:
+        return "cpu" in version("vllm")
+    except PackageNotFoundError:
+        pass
+    try:
+        return bool(version("vllm-cpu"))
+    except PackageNotFoundError:
+        return False
+
+
+def plan_engine(
     node: Any,
     total_bytes: int | None = None,
     *,
+    engine: Mapping[str, Any] | None = None,
     versions: int = 1,
     sequences: int = 1,
     headroom: float = HEADROOM,
     num_gpus: float = 0.0,
-) -> MemoryPlan | None:
-    """The plan of an engine node; None where nothing can be known: its model is no local folder,
-    or it runs on a GPU and this machine has none. With ``num_gpus`` below 1 it is one of as many
-    engines as Ray puts on a card. Raises ConfigError for fewer GPUs than the engine has ranks."""
-    options = dict(node.engine_options)
+    on_gpu: bool | None = None,
+) -> MemoryPlan:
+    """The plan of an engine node, with ``engine`` over its own arguments; of the memory of this
+    machine, its card's where it runs on one, unless ``total_bytes`` is given. With ``num_gpus``
+    below 1 it is one of as many engines as Ray puts on a card; with none it is on a card where
+    `takes_card` says so, unless ``on_gpu`` is given. Raises ConfigError, also for fewer GPUs than
+    the engine has ranks."""
+    options = {**node.engine_options, **(engine or {})}
     if 0 < num_gpus < 1:
         versions = max(versions, math.floor(1 / num_gpus + 1e-9))
         options.setdefault("gpu_memory_utilization", 1 - HEADROOM)  # as its setup does
     _check_ranks(options, num_gpus)
+    if on_gpu is None:
+        on_gpu = num_gpus > 0 or takes_card()
     if total_bytes is None:
-        total_bytes = card_bytes() if num_gpus else host_bytes()
-    if total_bytes is None or not (Path(node.model) / "config.json").exists():
-        return None
+        total_bytes = card_bytes() if on_gpu else host_bytes()
+    if total_bytes is None:
+        raise ConfigError(
+            f"num_gpus={num_gpus:g}: it runs on a GPU, and NVML finds none on this machine: give "
+            "the memory of the card (--memory-gib)"
+        )
     # The node's own, else that of the application (``runtime_env``) or of the machine.
-    space = None if num_gpus else (os.environ | node.environment).get("VLLM_CPU_KVCACHE_SPACE")
+    space = _number(os.environ | node.environment, "VLLM_CPU_KVCACHE_SPACE")
     return plan_memory(
         node.model, total_bytes, engine=options, versions=versions,
-        sequences=sequences, headroom=headroom,
-        kv_space_bytes=int(float(space) * GIB) if space else None,
+        sequences=sequences, headroom=headroom, on_gpu=on_gpu,
+        kv_space_bytes=int(space * GIB) if space and not on_gpu else None,
     )  # fmt: skip
+
+
+def plan_node(
+    node: Any, total_bytes: int | None = None, *, num_gpus: float = 0.0
+) -> MemoryPlan | None:
+    """As `plan_engine`, for who builds an application: None where nothing can be known, and vLLM
+    checks it when the engine starts. That is no more than told in the log for a model that is no
+    local folder and for a GPU that this machine does not have, and warned of for the rest. Raises
+    ConfigError for fewer GPUs than the engine has ranks."""
+    _check_ranks(node.engine_options, num_gpus)
+    if total_bytes is None and num_gpus and card_bytes() is None:
+        _LOG.info("no memory plan of model %r: it runs on a GPU, and none is here", node.model)
+        return None
+    if not Path(node.model).is_dir():
+        _LOG.info("no memory plan of model %r: it is no folder on this machine", node.model)
+        return None
+    try:
+        return plan_engine(node, total_bytes, num_gpus=num_gpus)
+    except ConfigError as error:
+        _LOG.warning(
+            "whether the engine of model %r fits is not known before vLLM checks it at its start: "
+            "%s", node.model, error,
+        )  # fmt: skip
+        return None
 
 
 def _check_ranks(options: Mapping[str, Any], num_gpus: float) -> None:
     sizes = ("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size")
-    ranks = math.prod(int(options.get(size) or 1) for size in sizes)
+    ranks = math.prod(_whole(options, size, 1) for size in sizes)
     if 0 < num_gpus < ranks and ranks > 1:
         raise ConfigError(
             f"an engine with {' × '.join(sizes)} = {ranks} runs on as many GPUs, and the replicas "
@@ -344,37 +382,6 @@ def _check_ranks(options: Mapping[str, Any], num_gpus: float) -> None:
 def is_engine(node: object) -> bool:
     """Whether a node starts an engine; known without importing vLLM."""
     return all(hasattr(node, name) for name in ("model", "engine_options", "environment"))
-
-
-def _shape(config: Mapping[str, Any], tensors: list[Any], size: int) -> ModelShape:
-    heads = config["num_attention_heads"]
-    hidden = config["hidden_size"]
-    rank = config.get("kv_lora_rank") or 0
-    architectures = " ".join(config.get("architectures") or ())
-    return ModelShape(
-        tensors=tuple(tensors),
-        layers=config["num_hidden_layers"],
-        kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or hidden // heads,
-        hidden=hidden,
-        intermediate=config.get("intermediate_size") or 4 * hidden,
-        vocabulary=config["vocab_size"],
-        max_positions=config.get("max_position_embeddings") or 2048,
-        dtype_bytes=size,
-        latent=rank + config.get("qk_rope_head_dim", 0) if rank else 0,
-        caches="Causal" in architectures or "ConditionalGeneration" in architectures,
-    )
-
-
-def _element_bytes(dtype: str, config: Mapping[str, Any], headers: list[dict[str, Any]]) -> int:
-    """vLLM's ``auto`` loads float32 as 16 bits, and anything else as it is stored."""
-    if dtype == "auto":
-        stored = {entry["dtype"] for header in headers for entry in header.values()}
-        named = config.get("dtype") or config.get("torch_dtype")
-        return 2 if named or stored & {*_FLOATS} else min(_BYTES[kind] for kind in stored)
-    if dtype not in _DTYPES:
-        raise ConfigError(f"dtype {dtype!r}: known are auto, {', '.join(_DTYPES)}")
-    return _DTYPES[dtype]
 
 
 def _gib(size: int) -> str:
