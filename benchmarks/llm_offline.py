@@ -1,10 +1,11 @@
 """Texts for prompts by the batch job, against plain ``vllm.LLM.generate`` on the same prompts.
 
-Both have one engine with the same arguments on a model made here (a Llama with random weights); where
-these say nothing, vLLM's defaults: of a server for ours, and for the peer of its class ``LLM``, which
-takes twice as many tokens a step on a CPU. Every prompt gets exactly MAX_TOKENS tokens. The engines' start and end are left out: ours counts
-from the first batch that reaches the engine to the last commit, with Parquet written; the peer's is
-the call of ``generate`` alone.
+Both have one engine with the same arguments on a model made here (a Llama with random weights);
+where these say nothing, vLLM's defaults: for ours those of a server, for the peer those of its
+class ``LLM``, which takes twice as many tokens a step on a CPU. Every prompt gets exactly
+MAX_TOKENS tokens. The engines' start and end are left out: ours counts from the first batch that
+reaches the engine to the last commit, with Parquet written; the peer's is the call of
+``generate`` alone.
 """
 
 import sys
