@@ -47,6 +47,12 @@ def patience_s(node: Node) -> float:
 def test_a_replica_that_has_to_go_may_end_its_streams():
     assert patience_s(Same()) == 20
     assert patience_s(Bit()) == STREAMS_END_S
+    graph = Graph("rows", input=Row, output=Row)
+    with graph as rows:
+        graph.output(Bit().on(num_cpus=1)(rows))
+    [placed] = graph.app({})._bound_deployment.init_args[2].values()
+    config = placed._bound_deployment._deployment_config
+    assert config.graceful_shutdown_timeout_s == STREAMS_END_S
 
 
 def test_so_may_an_engine_with_replicas_of_its_own_which_has_the_openai_api():

@@ -101,7 +101,7 @@ async def test_a_node_with_replicas_of_its_own_knows_until_when_anybody_waits(mo
         async def remote(self, *sent):
             return await placed(*sent)
 
-    call = handles.remote(Handle(), by_row=False)
+    call = handles.remote(Handle(), by_row=False, node="says")
     columns = {"x": np.array([1.0])}
     await call(columns)
     DEADLINE_S.set(time.monotonic() + 60)

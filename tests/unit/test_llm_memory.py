@@ -189,6 +189,8 @@ def test_an_engine_that_finds_its_length_is_given_what_fits(tmp_path):
         plan_memory(folder, 24 * GIB).check()
     plan = plan_memory(folder, 24 * GIB, engine={"max_model_len": -1}).check()
     assert plan.tokens_per_sequence == plan.spare_tokens > 10_000
+    with pytest.raises(ConfigError, match=r"max_model_len: expected at least 1, or -1 .*, got -5"):
+        plan_memory(folder, 24 * GIB, engine={"max_model_len": -5})
     half = {"max_model_len": -1, "gpu_memory_utilization": 0.75}
     assert plan_memory(folder, 24 * GIB, engine=half).check().tokens_per_sequence < 30_000
     sized = {"max_model_len": -1, "kv_cache_memory_bytes": GIB}

@@ -196,6 +196,10 @@ def plan_memory(
     fitted = options.get("max_model_len") in (-1, "auto")
     length = shape.max_positions
     length = length if fitted else _whole(options, "max_model_len", length)
+    if length < 1:
+        raise ConfigError(
+            f"max_model_len: expected at least 1, or -1 for as long as fits, got {length}"
+        )
     space = _whole(options, "kv_cache_memory_bytes", kv_space_bytes or 0)
     # Of no account on a CPU where the cache has a size.
     told = None if kv_space_bytes else _number(options, "gpu_memory_utilization")
@@ -257,7 +261,8 @@ def _whole(options: Mapping[str, Any], name: str, default: int) -> int:
 
 
 def card_bytes() -> int | None:
-    """Memory of the smallest GPU of this machine by NVML; None without one, or without NVML."""
+    """Memory of the smallest GPU of this machine by NVML; None without one, or where NVML does not
+    say."""
     try:
         import pynvml
     except ImportError:
@@ -269,6 +274,8 @@ def card_bytes() -> int | None:
     try:
         handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
         return min((int(pynvml.nvmlDeviceGetMemoryInfo(h).total) for h in handles), default=None)
+    except pynvml.NVMLError:  # a card whose memory is the host's
+        return None
     finally:
         pynvml.nvmlShutdown()
 

@@ -18,7 +18,7 @@ from twinpath.online.args import GraphArgs, args_model, place
 PREFIX_ROUTER = "twinpath.online.prefix_router:PrefixRouter"
 
 #: For how long a replica that has to go may finish what it streams, unless the serve config's
-#: ``deployments`` say otherwise. A replica without any goes at once.
+#: ``deployments`` say otherwise. A replica without any request goes at once.
 STREAMS_END_S = 120.0
 
 #: Name of the deployment that controls the rollouts of an app.
@@ -67,7 +67,7 @@ def build_application(plan: Plan, args: GraphArgs) -> Any:
             max_ongoing_requests=1024,
             ray_actor_options=placement.ray_actor_options(),
             **_health(step.node),
-            **_patience(is_engine(step.node)),
+            **_patience(callable(getattr(step.node, "stream", None))),
             **_routing(step),
             **serve_scaling(placement.replicas),
         )

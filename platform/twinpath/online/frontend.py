@@ -13,7 +13,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
-from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError
+from twinpath.errors import ClientClosedError, RetryLaterError, TwinpathError, http_status_of
 from twinpath.graph.columns import Outcome, row_count
 from twinpath.online import pins
 from twinpath.online.batcher import Timing
@@ -217,10 +217,12 @@ class Exchange:
                 (b"x-" + subject.encode(), text.encode())
                 for subject, text in result.remarks.items()
             ]
-        if answer.status == 503:
+        code = "ok" if answer.status < 400 else "row_failed"
+        if answer.status in (429, 503):
             # Of rows: what a node could not do for now.
             answer.headers.append((b"retry-after", b"1"))
-        code = "ok" if answer.status < 400 else "row_failed"
+            codes = (error.code for error in result.errors.values())
+            code = max(codes, key=http_status_of, default=code)
         self._finish(answer, code, timing, time.monotonic() - started_s)
 
     def _refuse(self, error: Exception) -> None:

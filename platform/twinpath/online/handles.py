@@ -27,9 +27,10 @@ def routes_rows(step: Step) -> bool:
     return several and getattr(step.node, "routed_by", None) is not None
 
 
-def remote(handle: Any, by_row: bool) -> NodeCall:
-    """The call of a placed node's ``predict``; each row by itself with ``by_row``. A replica that
-    ends, or takes no more, fails the rows that it was given: others of their batch go on."""
+def remote(handle: Any, by_row: bool, node: str) -> NodeCall:
+    """The call of ``predict`` of a placed node, by its name; each row by itself with ``by_row``. A
+    replica that ends, or takes no more, fails the rows that it was given: others of their batch go
+    on."""
 
     async def call(columns: Columns) -> Outcome:
         deadline_s = DEADLINE_S.get()
@@ -38,7 +39,7 @@ def remote(handle: Any, by_row: bool) -> NodeCall:
         try:
             outcome: Outcome = await _answer(handle.remote(columns, left_s))
         except RetryLaterError as error:
-            failed = RowError(error.code, error.message)
+            failed = RowError(error.code, error.message, node)
             n = row_count(columns)
             return Outcome(n, {}, positions(0), dict.fromkeys(range(n), failed))
         return outcome

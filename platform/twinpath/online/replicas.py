@@ -76,7 +76,7 @@ class Ingress(GrpcMethods):
             if step.placement is not None and step.placement.replicas.min > 0
         }
         by_row = {step.name for step in plan.placed if routes_rows(step)}
-        remotes = {name: remote(handle, name in by_row) for name, handle in handles.items()}
+        remotes = {name: remote(handle, name in by_row, name) for name, handle in handles.items()}
         self._executor = StreamingExecutor(
             plan,
             remotes=remotes,
