@@ -45,7 +45,7 @@ async def test_rows_of_an_engine_go_out_one_by_one_and_come_back_in_their_order(
 
             return answer()
 
-    outcome = await remote(Handle(), True)({"x": np.arange(5)})
+    outcome = await remote(Handle(), by_row=True, node="llm")({"x": np.arange(5)})
     assert sent == [[0], [1], [2], [3], [4]]
     assert outcome.columns["y"].tolist() == [0, 10, 30, 40]
     assert outcome.rows.tolist() == [0, 1, 3, 4]
