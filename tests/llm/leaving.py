@@ -4,18 +4,20 @@ all the same, as Prometheus would read it."""
 import asyncio
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import httpx
 import psutil
 
-from llm.processes import worked_s
+from llm.processes import engines_of, rest_within, worked_s
 from twinpath.online.session import ServeSession
 
 #: Of a session that is asked for these counts: Ray's exporter has them two seconds later.
 OFTEN = {"RAY_metrics_report_interval_ms": "2000"}
 CLIENTS, CHOICES, LENGTH = 60, 8, 440
+#: Asks, given a session and its engines, and hangs up: the tokens for clients who would stay.
+HangUp = Callable[[ServeSession, Sequence[psutil.Process]], Awaitable[int]]
 
 
 def long_answer(number: int, **more: Any) -> dict[str, Any]:
@@ -51,14 +53,22 @@ def tokens_written(session: ServeSession) -> float:
 
 
 def nothing_is_left(session: ServeSession) -> bool:
-    """Whether the engines have neither sequences nor blocks of them, by what they told last of
-    themselves once nothing is written any more."""
-    tokens_written(session)
+    """Whether the engines have neither sequences nor blocks of them."""
     names = ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc")
     return all(set(vllm_counts(session, name).values()) == {0} for name in names)
 
 
-async def hang_up_on_streams(session: ServeSession) -> None:
+def leaves_nothing(session: ServeSession, hang_up: HangUp) -> None:
+    """Who hangs up leaves both engines of ``chat`` nothing to write, a second later."""
+    first, second = engines_of(session, "chat")
+    before = tokens_written(session)
+    whole = asyncio.run(hang_up(session, (first, second)))
+    assert rest_within((first, second), 1)
+    assert 0 < tokens_written(session) - before < whole / 2
+    assert nothing_is_left(session)
+
+
+async def hang_up_on_streams(session: ServeSession, engines: Sequence[psutil.Process]) -> int:
     """Ask for a hundred streams, which two engines need some ten seconds for, and hang up on each
     at its first event."""
     clients, choices = 100, 2
@@ -71,11 +81,10 @@ async def hang_up_on_streams(session: ServeSession) -> None:
 
     async with httpx.AsyncClient(base_url=f"{session.url}/chat") as client:
         await asyncio.gather(*(hang_up(client, number) for number in range(clients)))
+    return clients * choices * LENGTH
 
 
-async def hang_up_on_whole_answers(
-    session: ServeSession, engines: Sequence[psutil.Process]
-) -> None:
+async def hang_up_on_whole_answers(session: ServeSession, engines: Sequence[psutil.Process]) -> int:
     """Ask for answers that come in one piece, which take some twenty seconds, and hang up while
     they are made."""
     before_s = worked_s(engines)
@@ -86,6 +95,7 @@ async def hang_up_on_whole_answers(
         await asyncio.sleep(0.1)
     for writer in writers:
         writer.close()
+    return CLIENTS * CHOICES * LENGTH
 
 
 async def _asked(session: ServeSession, number: int) -> asyncio.StreamWriter:

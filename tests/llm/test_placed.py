@@ -25,6 +25,7 @@ from llm.leaving import (
     OFTEN,
     hang_up_on_streams,
     hang_up_on_whole_answers,
+    leaves_nothing,
     long_answer,
     nothing_is_left,
     tokens_written,
@@ -302,17 +303,11 @@ def test_a_model_that_is_unloaded_is_so_for_streams_and_the_openai_api(session):
 
 
 def test_a_hundred_clients_that_hang_up_leave_the_placed_engines_nothing_to_write(session):
-    at_work = engines_of(session, "chat")
-    asyncio.run(hang_up_on_streams(session))
-    assert rest_within(at_work, 1)
-    assert nothing_is_left(session)
+    leaves_nothing(session, hang_up_on_streams)
 
 
 def test_clients_that_hang_up_on_a_whole_answer_leave_the_placed_engines_nothing_to_write(session):
-    at_work = engines_of(session, "chat")
-    asyncio.run(hang_up_on_whole_answers(session, at_work))
-    assert rest_within(at_work, 1)
-    assert nothing_is_left(session)
+    leaves_nothing(session, hang_up_on_whole_answers)
 
 
 def test_deadlines_end_the_sequences_of_placed_engines(session):
@@ -327,11 +322,13 @@ def test_deadlines_end_the_sequences_of_placed_engines(session):
         async with httpx.AsyncClient(base_url=f"{session.url}/chat", timeout=120) as client:
             return await asyncio.gather(late(client, False), late(client, True))
 
-    at_work = engines_of(session, "chat")
+    first, second = engines_of(session, "chat")
+    before = tokens_written(session)
     whole, streamed = asyncio.run(both())
-    assert rest_within(at_work, 1), "one of them was not ended"
+    assert rest_within((first, second), 1), "one of them was not ended"
     assert whole.status_code == 504
     assert all("deadline_exceeded" in answer.text for answer in (whole, streamed))
+    assert tokens_written(session) - before < choices * LENGTH / 2, "one of them was not ended"
     assert nothing_is_left(session)
 
 
@@ -361,17 +358,12 @@ def test_examples_answer_while_the_engine_is_replaced(session):
     assert not engine.is_running()
 
 
-def ids(session: ServeSession) -> set[str]:
-    """Those of the chat's engine replicas that are well."""
-    return {replica["replica_id"] for replica in running(session, "llm")}
-
-
 @pytest.mark.parametrize("victim", ["replica", "engine"])
 def test_a_killed_replica_or_engine_ends_whole_and_no_stream_of_the_other(session, victim):
     url = f"{session.url}/chat"
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
-    before = ids(session)
+    before = running(session, "llm")
     assert len(before) == 2
     first, _ = replicas_of(session, "chat", "llm")
     of_first = first.children(recursive=True)
@@ -391,7 +383,7 @@ def test_a_killed_replica_or_engine_ends_whole_and_no_stream_of_the_other(sessio
     assert left == [], "the replica and its engine's processes are gone"
 
     def replaced() -> bool:
-        now = ids(session)
+        now = running(session, "llm")
         return len(now) == 2 and now != before
 
     until(replaced, 120, "another one")

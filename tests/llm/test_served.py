@@ -22,8 +22,8 @@ import yaml
 
 from llm import models
 from llm.conftest import ENVIRONMENT, GPU_SHARE, GPUS, SERVED
-from llm.leaving import OFTEN, hang_up_on_streams, hang_up_on_whole_answers, nothing_is_left
-from llm.processes import engines_of, rest_within
+from llm.leaving import OFTEN, hang_up_on_streams, hang_up_on_whole_answers, leaves_nothing
+from llm.processes import engines_of
 from twinpath.nodes.llm_engine import ONE_PROCESS
 from twinpath.online.session import ServeSession, free_ports
 
@@ -472,26 +472,20 @@ def numbers(value: Any) -> list[float]:
 
 
 def test_a_hundred_clients_that_hang_up_leave_nothing_to_write(session: ServeSession):
-    at_work = engines_of(session, "chat")
-    asyncio.run(hang_up_on_streams(session))
-    assert rest_within(at_work, 1)
-    assert nothing_is_left(session)
+    leaves_nothing(session, hang_up_on_streams)
 
 
 def test_clients_that_hang_up_on_a_whole_answer_leave_nothing_to_write(session: ServeSession):
-    at_work = engines_of(session, "chat")
-    asyncio.run(hang_up_on_whole_answers(session, at_work))
-    assert rest_within(at_work, 1)
-    assert nothing_is_left(session)
+    leaves_nothing(session, hang_up_on_whole_answers)
 
 
-def running(session: ServeSession, deployment: str) -> list[dict[str, Any]]:
-    """The replicas of a deployment of ``chat`` that Serve takes to be well."""
+def running(session: ServeSession, deployment: str) -> set[str]:
+    """Ids of the replicas of a deployment of ``chat`` that Serve takes to be well."""
     headers = {"Authorization": f"Bearer {session.marker}"}
     url = f"{session.dashboard_url}/api/serve/applications/"
     document = httpx.get(url, headers=headers, timeout=30).raise_for_status().json()
     replicas = document["applications"]["chat"]["deployments"][deployment]["replicas"]
-    return [replica for replica in replicas if replica["state"] == "RUNNING"]
+    return {each["replica_id"] for each in replicas if each["state"] == "RUNNING"}
 
 
 async def many_streams(url: str, count: int, then: Callable[[], None]) -> list[list[Any]]:
@@ -521,7 +515,7 @@ async def many_streams(url: str, count: int, then: Callable[[], None]) -> list[l
 
 def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(session: ServeSession):
     url = f"{session.url}/chat"
-    before = {replica["replica_id"] for replica in running(session, "writer")}
+    before = running(session, "writer")
     assert len(before) == 2
     whole = asyncio.run(many_streams(url, 12, lambda: None))
     assert all(stream[-1] == "[DONE]" for stream in whole)
@@ -536,7 +530,7 @@ def test_a_killed_engine_is_replaced_and_only_its_streams_end_with_an_error(sess
         assert stream[-1] == "[DONE]"
 
     def replaced() -> bool:
-        now = {replica["replica_id"] for replica in running(session, "writer")}
+        now = running(session, "writer")
         return len(now) == 2 and now != before
 
     until(replaced, 120, "another replica in the place of the one whose engine died")

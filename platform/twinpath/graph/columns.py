@@ -102,6 +102,11 @@ class Outcome:
         """Every row succeeded."""
         return cls(n, columns, positions(n), {})
 
+    @classmethod
+    def failure(cls, error: RowError, n: int) -> "Outcome":
+        """Every row failed, with the same error."""
+        return cls(n, {}, positions(0), dict.fromkeys(range(n), error))
+
     @property
     def ok(self) -> bool:
         """Whether every row succeeded."""

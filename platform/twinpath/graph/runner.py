@@ -99,8 +99,7 @@ class NodeRunner:
         if n <= 1:
             _LOG.info("node %s failed for a row: %r", self.step.name, error)
             text = f"node {self.step.name!r}: {type(error).__name__}: {error}"
-            failed = dict.fromkeys(range(n), RowError(RowFailedError.code, text, self.step.name))
-            return Outcome(n, {}, np.arange(0), failed)
+            return Outcome.failure(RowError(RowFailedError.code, text, self.step.name), n)
         halves = []
         for start, stop in ((0, n // 2), (n // 2, n)):
             part = {name: values[start:stop] for name, values in columns.items()}

@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from twinpath.errors import RetryLaterError
-from twinpath.graph.columns import Columns, Outcome, RowError, joined, positions, row_count
+from twinpath.graph.columns import Columns, Outcome, RowError, joined, row_count
 from twinpath.graph.context import DEADLINE_S
 from twinpath.graph.plan import Step
 from twinpath.graph.stage import NodeCall
@@ -40,8 +40,7 @@ def remote(handle: Any, by_row: bool, node: str) -> NodeCall:
             outcome: Outcome = await _answer(handle.remote(columns, left_s))
         except RetryLaterError as error:
             failed = RowError(error.code, error.message, node)
-            n = row_count(columns)
-            return Outcome(n, {}, positions(0), dict.fromkeys(range(n), failed))
+            return Outcome.failure(failed, row_count(columns))
         return outcome
 
     async def call_by_row(columns: Columns) -> Outcome:
