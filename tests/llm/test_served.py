@@ -114,9 +114,10 @@ def vllm_serve(model: Path, options: dict[str, Any], log: Path) -> Iterator[Call
     try:
         yield ready
     finally:
-        children = psutil.Process(server.pid).children(recursive=True)
+        process = psutil.Process(server.pid)
+        children = process.children(recursive=True)
         server.terminate()
-        _, alive = psutil.wait_procs([*children, psutil.Process(server.pid)], timeout=20)
+        _, alive = psutil.wait_procs([*children, process], timeout=20)
         for process in alive:
             process.kill()
         server.wait()
